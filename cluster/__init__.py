@@ -1,0 +1,1 @@
+"""Everything that runs on Ray, and the command line: the composition root."""

@@ -1,0 +1,1 @@
+"""The command `her2cache`, a module a group of verbs."""

@@ -1,0 +1,1 @@
+"""Attention-MIL training, scoring, heatmaps and reports from stored features. No Ray."""
