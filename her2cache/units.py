@@ -13,6 +13,9 @@ PatchPx = NewType("PatchPx", int)
 Mpp = NewType("Mpp", float)
 """Micrometres per pixel."""
 
+MPP_RANGE = (0.05, 10.0)
+"""Plausible scales of a slide, um/px; a value outside is metadata gone wrong."""
+
 Coords = NDArray[np.int32]
 """Level-0 (x, y) of the upper left corner of each patch, shape (n_patches, 2)."""
 

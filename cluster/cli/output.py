@@ -61,7 +61,7 @@ def finish(outcome: Outcome, *, as_json: bool) -> int:
             out.print(line)
         for item in outcome.items:
             if item.status == "failed":
-                err.print(f"[red]failed[/] {item.id}: {_plain(item.reason)}")
+                err.print(f"[red]failed[/] {_plain(item.id)}: {_plain(item.reason)}")
     return 0 if outcome.ok else 1
 
 
@@ -72,6 +72,11 @@ def fail(message: str, *, as_json: bool) -> int:
     else:
         err.print(f"[red]error[/] {_plain(message)}")
     return 2
+
+
+def count_of(n: int, noun: str) -> str:
+    """A number and its noun: "1 slide", "1,200 slides"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _plain(text: str) -> str:

@@ -7,17 +7,15 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Any
 
 import click
 
 from cluster.cli.output import Outcome, fail, finish
 from her2cache.errors import Her2CacheError
 
-P = ParamSpec("P")
 
-
-def verb(run: Callable[P, Outcome]) -> Callable[..., None]:
+def verb(run: Callable[..., Outcome]) -> Callable[..., None]:
     """Turns a function that returns an `Outcome` into the body of a click command.
 
     Adds `--json` and `--debug`. An error of ours ends the verb with one line and exit code 2; anything
@@ -27,7 +25,7 @@ def verb(run: Callable[P, Outcome]) -> Callable[..., None]:
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
     @click.option("--debug", is_flag=True, help="Print tracebacks and logs.")
     @wraps(run)
-    def command(*args: P.args, as_json: bool, debug: bool, **kwargs: P.kwargs) -> None:
+    def command(*args: Any, as_json: bool, debug: bool, **kwargs: Any) -> None:
         if not debug:  # third-party readers log what our own errors already say
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)
         try:

@@ -1,0 +1,150 @@
+"""`her2cache embed`: slides in, vectors out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cluster.cli.output import Item, Outcome, count_of, err
+from cluster.cli.verb import verb
+
+if TYPE_CHECKING:
+    from cluster.embed_job import EmbedReport, Progress
+
+
+@click.command()
+@click.argument("inputs", metavar="COHORT|SLIDE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--store", required=True, metavar="DIR", help="Feature store; made when there is none.")
+@click.option(
+    "--embedder",
+    "embedders",
+    required=True,
+    multiple=True,
+    metavar="NAME[=WEIGHTS]",
+    help="May be given several times.",
+)
+@click.option(
+    "--stain", type=click.Choice(["HE", "IHC"]), default="HE", show_default=True, help="Slides and tissue preset."
+)
+@click.option("--mpp", default=0.5, show_default=True, type=click.FloatRange(0.05, 10), help="Target scale, um/px.")
+@click.option(
+    "--patch-px", default=96, show_default=True, type=click.IntRange(16, 4096), help="Side of a patch, px at --mpp."
+)
+@click.option(
+    "--min-tissue",
+    default=0.5,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Least share of tissue of a patch.",
+)
+@click.option(
+    "--max-bad-patches",
+    default=0.01,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of a slide's patches that may be undecodable before the slide fails.",
+)
+@click.option(
+    "--max-attempts",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How often a slide is tried when its processes die.",
+)
+@click.option(
+    "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True, help="Go on, or stop at once."
+)
+@click.option("--assume-power", is_flag=True, help="Take a missing scale from the objective: 10 / power um/px.")
+@click.option("--allow-upsample", is_flag=True, help="Enlarge slides that are coarser than --mpp.")
+@click.option("--address", default="local", show_default=True, help="Ray: local, auto or HOST:PORT.")
+@verb
+def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **options: Any) -> Outcome:
+    """Push every patch of slides once through frozen embedders, into a feature store.
+
+    Slides that the store already has are skipped; a slide that fails is recorded and the others go on.
+    """
+    from cluster.cli.inputs import slides_of
+    from cluster.embed_job import EmbedOptions, embed_slides
+    from her2cache.backbones import load_trunk
+    from her2cache.ingest import ReadOptions
+    from her2cache.store.reader import FeatureStore
+    from her2cache.tiling import PatchSpec
+    from her2cache.tissue import preset
+
+    slides = slides_of(inputs, options["stain"])
+    side = options["patch_px"]
+    trunks = [load_trunk(request, side) for request in dict.fromkeys(embedders)]
+    reading = ReadOptions(
+        patch=PatchSpec(mpp=options["mpp"], patch_px=side, stride_px=side, min_tissue=options["min_tissue"]),
+        tissue=preset(options["stain"]),
+        max_bad_patches=options["max_bad_patches"],
+        assume_power=options["assume_power"],
+        allow_upsample=options["allow_upsample"],
+    )
+    job = EmbedOptions(options["max_attempts"], options["on_error"], options["address"])
+    opened = FeatureStore.create(store)
+    with EmbedBar(len(slides)) as bar:
+        report = embed_slides(slides, trunks, opened, reading, job, bar)
+    names = [trunk.spec.name for trunk in trunks]
+    return Outcome(
+        items=[Item(o.slide_id, o.status, o.reason) for o in report.outcomes],  # pyright: ignore[reportArgumentType]
+        outputs={"store": opened.uri},
+        extra={
+            "spaces": dict(zip(names, report.space_keys, strict=True)),
+            "patches": report.patches,
+            "seconds": round(report.seconds, 3),
+        },
+        summary=summarise(report, names, opened.uri),
+    )
+
+
+def summarise(report: EmbedReport, names: list[str], store: str) -> list[str]:
+    """Lines for a person."""
+    count = {s: sum(o.status == s for o in report.outcomes) for s in ("done", "skipped", "failed")}
+    lines: list[str] = []
+    if count["done"]:
+        rate = report.patches * len(names) / report.seconds
+        work = f"{report.patches:,} patches x {count_of(len(names), 'embedder')}"
+        took = f"{report.seconds:.1f} s ({rate:,.0f} patches/s)"
+        lines.append(f"{count_of(count['done'], 'slide')} embedded: {work} in {took}")
+    if count["skipped"]:
+        lines.append(f"{count_of(count['skipped'], 'slide')} skipped: already embedded, nothing to do")
+    if count["failed"]:
+        lines.append(
+            f"{count_of(count['failed'], 'slide')} failed; the reasons follow, and are kept in {store}/failures"
+        )
+    lines += [f"  {name}  space {key[:12]}" for name, key in zip(names, report.space_keys, strict=True)]
+    return [*lines, f"store {store}"]
+
+
+class EmbedBar:
+    """A progress bar of an embed job on stderr, when that is a terminal. Call it with a `Progress`."""
+
+    def __init__(self, slides: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._bar = Progress(
+            TextColumn("embedding"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("slides, {task.fields[patches]:,} patches"),
+            TimeElapsedColumn(),
+            console=err,
+            disable=not err.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=slides, patches=0)
+
+    def __enter__(self) -> EmbedBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        self._bar.update(
+            self._task, total=progress.slides, completed=progress.finished, patches=progress.written_patches
+        )

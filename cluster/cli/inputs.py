@@ -1,0 +1,41 @@
+"""What COHORT|SLIDE... on a command line means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from her2cache.cohort import Slide, read_cohort
+from her2cache.errors import ConfigError
+
+TABLES = {".csv", ".parquet", ".pq"}
+
+
+def slides_of(inputs: Sequence[Path], stain: str) -> list[Slide]:
+    """Slides of one cohort table, or slide files named one by one.
+
+    Args:
+        inputs: one table, or slide files; a file's slide_id and case_id are its name without suffix.
+        stain: "HE" or "IHC"; only a table's slides of that stain are taken.
+
+    Raises:
+        ConfigError: tables and slides are mixed, two files have one name, or no slide is left.
+        CohortError: the table has faults.
+    """
+    if len(inputs) == 1 and inputs[0].suffix.lower() in TABLES:
+        slides = list(read_cohort(inputs[0]).with_stain(stain).slides)
+        if not slides:
+            raise ConfigError(f"{inputs[0]} has no slide of stain {stain}; choose the other with --stain HE|IHC")
+        return slides
+    tables = [str(path) for path in inputs if path.suffix.lower() in TABLES]
+    if tables:
+        raise ConfigError(f"{tables[0]} is a cohort table; give one table, or slide files, not both")
+    by_id: dict[str, Path] = {}
+    for path in inputs:
+        other = by_id.setdefault(path.stem, path)
+        if other is not path:
+            raise ConfigError(
+                f"{other} and {path} would both be slide {path.stem!r}; list them in a cohort table, each with a"
+                " slide_id"
+            )
+    return [Slide(slide_id, slide_id, path, stain) for slide_id, path in by_id.items()]

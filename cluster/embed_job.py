@@ -1,0 +1,367 @@
+"""Slides through readers, embedders and writers: bounded work in flight, attempts, resume, progress.
+
+A *lane* is a reader and a writer that work on one slide; the embedders serve all lanes. The driver
+passes references, never pixels. It takes a block from a reader only while the unfinished blocks stay
+within a budget of bytes, so memory depends on the machine, not on the slides.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from cluster.actors import SpaceResult, SpaceShape, remote_embedder, remote_reader, remote_writer
+from cluster.resources import ray_session
+from her2cache.backbones import Trunk, best_device
+from her2cache.cohort import Slide
+from her2cache.embedder import Batching, FeatureSpace
+from her2cache.errors import Her2CacheError, SlideError
+from her2cache.ingest import ReadOptions, SlideSurvey
+from her2cache.store.reader import FeatureStore
+from her2cache.store.schema import FailureRecord
+
+IN_FLIGHT_BYTES = 192 << 20
+"""Budget of patches that are read but not yet written, over the whole job on one machine."""
+
+BLOCKS_PER_EMBEDDER = 3
+"""One in the forward pass, one waiting, one on its way."""
+
+CPU_BATCH, GPU_BATCH = 64, 512
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How a job runs.
+
+    Attributes:
+        max_attempts: how often a slide is tried when actors die under it.
+        on_error: "skip" goes on with the other slides, "fail" stops at the first.
+        address: of Ray, see `resources.ray_session`.
+    """
+
+    max_attempts: int = 3
+    on_error: str = "skip"
+    address: str = "local"
+
+
+@dataclass(frozen=True)
+class SlideOutcome:
+    """What became of a slide: "done", "skipped" (all of it was there) or "failed"."""
+
+    slide_id: str
+    status: str
+    reason: str = ""
+    patches: int = 0
+
+
+@dataclass
+class Progress:
+    """Counts of a running job, for whoever watches."""
+
+    slides: int
+    finished: int = 0
+    failed: int = 0
+    planned_patches: int = 0
+    written_patches: int = 0
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """The result of a job.
+
+    Attributes:
+        outcomes: one a slide, in cohort order.
+        space_keys: of the spaces that were asked for, in the order of the embedders.
+        patches: embedded now.
+        seconds: from the first slide handed out to the last committed.
+    """
+
+    outcomes: list[SlideOutcome]
+    space_keys: list[str]
+    patches: int
+    seconds: float
+
+
+@dataclass
+class _Task:
+    slide: Slide
+    which: list[int]  # indices of the spaces that lack the slide
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A call to a writer that is under way: which embedder works for it, and on how many patches."""
+
+    embedder: int | None
+    patches: int
+
+
+@dataclass
+class _Lane:
+    """A reader, a writer, and the slide they are at."""
+
+    reader: Any
+    writer: Any
+    task: _Task | None = None
+    stream: Any = None  # what the reader yields
+    survey: SlideSurvey | None = None
+    taken: int = 0  # blocks of the stream
+    drained: bool = True
+    pending: dict[Any, _Pending] = field(default_factory=dict[Any, _Pending])
+    committing: Any = None
+
+
+def embed_slides(
+    slides: Sequence[Slide],
+    trunks: Sequence[Trunk],
+    store: FeatureStore,
+    reading: ReadOptions,
+    options: EmbedOptions,
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> EmbedReport:
+    """Embeds every slide that a store lacks.
+
+    Args:
+        slides: which.
+        trunks: the embedders; each makes a feature space of its own.
+        store: where features go.
+        reading: patches, thresholds, tolerances.
+        options: of the job.
+        watch: called whenever counts change.
+
+    Returns:
+        What became of each slide. A bad slide is a "failed" outcome with a record in the store, never an
+        exception.
+    """
+    spaces = [FeatureSpace(reading.patch, reading.tissue, trunk.spec) for trunk in trunks]
+    keys = [store.add_space(space, weights=trunk.source) for space, trunk in zip(spaces, trunks, strict=True)]
+    there = [set(store.slides(key)) for key in keys]
+    tasks = [_Task(slide, [k for k, ids in enumerate(there) if slide.slide_id not in ids]) for slide in slides]
+    outcomes = {t.slide.slide_id: SlideOutcome(t.slide.slide_id, "skipped", "already embedded") for t in tasks}
+    todo = [task for task in tasks if task.which]
+    started = time.perf_counter()
+    patches = 0
+    if todo:
+        shapes = [SpaceShape(s.key, s.embedder.dim, s.views, s.dtype) for s in spaces]
+        with ray_session(options.address):
+            job = _Job(todo, trunks, shapes, store, reading, options, watch)
+            started = time.perf_counter()
+            outcomes |= {outcome.slide_id: outcome for outcome in job.run()}
+            patches = job.progress.written_patches
+    return EmbedReport([outcomes[s.slide_id] for s in slides], keys, patches, time.perf_counter() - started)
+
+
+class _Job:
+    """The loop that keeps lanes and embedders busy."""
+
+    def __init__(
+        self,
+        tasks: Sequence[_Task],
+        trunks: Sequence[Trunk],
+        spaces: Sequence[SpaceShape],
+        store: FeatureStore,
+        reading: ReadOptions,
+        options: EmbedOptions,
+        watch: Callable[[Progress], None],
+    ) -> None:
+        self._queue = deque(tasks)
+        self._spaces = spaces
+        self._store = store
+        self._options = options
+        self._watch = watch
+        self.progress = Progress(slides=len(tasks))
+        self._outcomes: list[SlideOutcome] = []
+
+        device = best_device()
+        count = max(1, int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 1)))
+        self._batching = Batching(batch=GPU_BATCH if device == "cuda" else CPU_BATCH, device=device)
+        self._reading = replace(reading, block=self._batching.batch)
+        block_bytes = self._batching.batch * reading.patch.patch_px**2 * 3
+        self._budget = max(2, min(BLOCKS_PER_EMBEDDER * count, IN_FLIGHT_BYTES // block_bytes))  # blocks
+        self._ahead = max(1, min(4, IN_FLIGHT_BYTES // 4 // block_bytes))  # blocks a reader may be ahead
+
+        self._trunks = ray.put(list(trunks))
+        self._embedders = [remote_embedder(self._trunks, self._batching) for _ in range(count)]
+        self._lanes = [self._new_lane() for _ in range(min(len(tasks), 1 + -(-count // 2)))]
+        ready = cast(dict[str, Any], ray.get(self._embedders[0].ready.remote()))
+        self._made = ready | {"batching": asdict(self._batching)}
+
+    def run(self) -> list[SlideOutcome]:
+        """Works until every slide is done or given up; returns an outcome a slide."""
+        try:
+            while self._step():
+                self._watch(self.progress)
+            self._watch(self.progress)
+        finally:
+            for actor in (*self._embedders, *(actor for lane in self._lanes for actor in (lane.reader, lane.writer))):
+                ray.kill(actor)
+        return self._outcomes
+
+    def _step(self) -> bool:
+        """Hands out slides, waits for one thing to happen, and reacts; False when nothing is left."""
+        for lane in self._lanes:
+            if lane.task is None and self._queue:
+                self._begin(lane, self._queue.popleft())
+        waits: dict[Any, _Lane] = {}
+        room = sum(self._load()) < self._budget
+        for lane in self._lanes:
+            if lane.committing is not None:
+                waits[lane.committing] = lane
+                continue
+            waits |= dict.fromkeys(lane.pending, lane)
+            if not lane.drained and (room or lane.survey is None):
+                waits[lane.stream] = lane
+        if not waits:
+            return False
+        for thing in ray.wait(list(waits), num_returns=1, fetch_local=False)[0]:
+            lane = waits[thing]
+            try:
+                self._react(lane, thing)
+            except (RayError, Her2CacheError) as error:
+                self._interrupted(lane, error)
+        return True
+
+    def _react(self, lane: _Lane, thing: Any) -> None:
+        if thing is lane.committing:
+            self._committed(lane, ray.get(thing))
+            return
+        if thing is lane.stream:
+            self._take(lane)
+        else:
+            ray.get(thing)
+            self.progress.written_patches += lane.pending.pop(thing).patches
+        if lane.drained and not lane.pending:
+            lane.committing = lane.writer.commit.remote(self._made | {"at": _now()})
+
+    def _begin(self, lane: _Lane, task: _Task) -> None:
+        task.attempts += 1
+        lane.task, lane.survey, lane.taken, lane.drained = task, None, 0, False
+        lane.stream = lane.reader.read.remote(task.slide, self._reading)
+
+    def _take(self, lane: _Lane) -> None:
+        """Takes the next item of a reader's stream: the survey, a block, or the summary at its end."""
+        assert lane.task is not None
+        try:
+            item = next(lane.stream)
+        except StopIteration:
+            lane.drained = True
+            return
+        if lane.survey is None:
+            survey = cast(SlideSurvey, ray.get(item))
+            lane.survey = survey
+            self.progress.planned_patches += len(survey.coords)
+            spaces = [self._spaces[k] for k in lane.task.which]
+            lane.pending[lane.writer.begin.remote(item, spaces)] = _Pending(None, 0)
+        elif lane.taken < lane.survey.blocks:
+            load = self._load()
+            k = load.index(min(load))
+            features = self._embedders[k].embed.remote(item, lane.task.which)
+            size = self._batching.batch
+            patches = min(size, len(lane.survey.coords) - size * lane.taken)
+            lane.pending[lane.writer.write.remote(features)] = _Pending(k, patches)
+            lane.taken += 1
+        else:
+            ray.get(item)  # the summary; raises what ended the reading early
+
+    def _load(self) -> list[int]:
+        """Unfinished blocks of each embedder."""
+        load = [0] * len(self._embedders)
+        for lane in self._lanes:
+            for pending in lane.pending.values():
+                if pending.embedder is not None:
+                    load[pending.embedder] += 1
+        return load
+
+    def _committed(self, lane: _Lane, results: list[SpaceResult]) -> None:
+        task, survey = lane.task, lane.survey
+        assert task is not None
+        assert survey is not None
+        lane.task = lane.survey = lane.committing = None
+        errors: dict[str, Exception] = {r.key: r.error for r in results if r.error is not None}
+        if errors:
+            self._give_up(task, errors)
+        else:
+            self._finish(SlideOutcome(task.slide.slide_id, "done", patches=len(survey.coords)))
+
+    def _interrupted(self, lane: _Lane, error: Exception) -> None:
+        """A slide's attempt ended early: by an error of the slide's, or because an actor died under it."""
+        task, streaming = lane.task, not lane.drained
+        assert task is not None
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        died = isinstance(cause, RayActorError)
+        for pending in lane.pending.values():
+            if died and pending.embedder is not None and not self._answers(self._embedders[pending.embedder]):
+                self._embedders[pending.embedder] = remote_embedder(self._trunks, self._batching)
+        if died or streaming:
+            self._replace(lane)
+        else:
+            ray.get(lane.writer.discard.remote())
+        lane.task, lane.survey, lane.committing, lane.drained = None, None, None, True
+        lane.pending.clear()
+        if died and task.attempts < self._options.max_attempts:
+            self._queue.append(task)
+            return
+        if died:
+            cause = SlideError(
+                f"{task.slide.path}: the process working on it died {task.attempts} times (out of memory, or a codec"
+                " crashed on a damaged file); look at the file, or try again with more memory"
+            )
+        self._give_up(task, {self._spaces[k].key: cause for k in task.which})
+
+    def _replace(self, lane: _Lane) -> None:
+        """New actors for a lane whose old ones died, or hang in a stream nobody reads any more."""
+        if self._answers(lane.writer):
+            ray.get(lane.writer.discard.remote())
+        for actor in (lane.reader, lane.writer):
+            ray.kill(actor)
+        fresh = self._new_lane()
+        lane.reader, lane.writer = fresh.reader, fresh.writer
+
+    def _new_lane(self) -> _Lane:
+        return _Lane(remote_reader(self._ahead), remote_writer(self._store.uri))
+
+    def _answers(self, actor: Any) -> bool:
+        try:
+            ray.get(actor.__ray_ready__.remote(), timeout=60)
+        except (RayError, TimeoutError):
+            return False
+        return True
+
+    def _give_up(self, task: _Task, errors: dict[str, Exception]) -> None:
+        """Records why a slide has no features in some spaces."""
+        for key, error in errors.items():
+            self._store.add_failure(
+                FailureRecord(
+                    space_key=key,
+                    slide_id=task.slide.slide_id,
+                    error=type(error).__name__,
+                    reason=str(error),
+                    traceback="".join(traceback.format_exception(error)[-3:]),
+                    attempts=task.attempts,
+                    at=_now(),
+                )
+            )
+        self._finish(SlideOutcome(task.slide.slide_id, "failed", str(next(iter(errors.values())))))
+        if self._options.on_error == "fail":
+            for left in self._queue:
+                reason = "not tried: the job stopped at the first failure"
+                self._outcomes.append(SlideOutcome(left.slide.slide_id, "skipped", reason))
+            self._queue.clear()
+
+    def _finish(self, outcome: SlideOutcome) -> None:
+        self._outcomes.append(outcome)
+        self.progress.finished += 1
+        self.progress.failed += outcome.status == "failed"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

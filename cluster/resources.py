@@ -1,0 +1,108 @@
+"""How Ray is started or joined, and what this machine may use."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from her2cache.errors import ConfigError
+
+_LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps the sockets of a local Ray on loopback
+    "RAY_AUTH_MODE": "disabled",  # loopback only; a cluster keeps its tokens
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+
+_OBJECT_STORE_BYTES = 512 << 20
+"""Of an embedded Ray: blocks in flight are bounded to far less."""
+
+
+def available_cpus() -> int:
+    """Cores this process may use: affinity, then the cgroup's quota, then Slurm's grant, whichever is least."""
+    limits = [float(len(os.sched_getaffinity(0)))]
+    quota = _cgroup_cpus()
+    if quota is not None:
+        limits.append(quota)
+    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if granted.isdigit():
+        limits.append(float(granted))
+    return max(1, math.floor(min(limits)))
+
+
+@contextmanager
+def ray_session(address: str = "local") -> Generator[None]:
+    """A connection to Ray for the length of a job.
+
+    Args:
+        address: "local" starts a Ray of this process's own, on loopback; "auto" or HOST:PORT joins a
+            cluster. A connection that is there already is used, and left as it is.
+
+    Raises:
+        ConfigError: the address is of Ray Client, or no cluster answers there.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    start_ray(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_ray(address: str = "local") -> None:
+    """Starts or joins Ray; see `ray_session`, which also ends it."""
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"--address {address} is Ray Client, which cannot stream patches between actors; run the command on a node"
+            " of the cluster with --address auto, or submit it with `ray job submit`"
+        )
+    if address != "local":
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"no Ray cluster answers at --address {address} ({error}); check it with `ray status`, or use local"
+            ) from error
+        return
+    os.environ.update(_LOCAL_ENVIRONMENT)
+    ray.init(
+        address="local",
+        num_cpus=available_cpus(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _temp_dir=_short_temp_dir(),
+    )
+
+
+def _short_temp_dir() -> str:
+    """Ray's sockets lie under it and a socket's path is at most 107 bytes, so a long TMPDIR does not do."""
+    folder = Path(tempfile.gettempdir()) / "ray"
+    return str(folder if len(str(folder)) < 40 else Path("/tmp/ray"))
+
+
+def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The quota of this process's cgroup in cores (v2, then v1), or None when there is none."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if quota in {"max", "-1"}:
+        return None
+    return int(quota) / int(period)

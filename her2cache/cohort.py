@@ -1,0 +1,284 @@
+"""The cohort table: which slides there are, whose they are and what is known of them.
+
+One row a slide, in CSV or Parquet:
+
+| column | also understood | value |
+|---|---|---|
+| `slide_id` | `slide` | any text, unique in the table |
+| `case_id` | `patient` | any text; slides of one case share it |
+| `path` | `filename`, `wsi` | the slide file; a relative path starts at the table's folder |
+| `stain` | | `HE` (also `H&E`) or `IHC` (also `HER2`) |
+| `her2_score` | `label` | `0`, `1`, `2`, `3` (also `1+`, `1.0`), or empty when unknown |
+| `split` | | optional: `train`, `test` or empty |
+| `mpp` | | optional: um/px of the finest level where the file does not say it, or empty |
+
+Names and words are read without regard to case; other columns are ignored.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from her2cache.cells import parse_cell
+from her2cache.errors import CohortError
+from her2cache.ids import encode_slide_id
+from her2cache.table import Fault, Table, read_table
+
+COLUMNS = ("slide_id", "case_id", "path", "stain", "her2_score", "split", "mpp")
+REQUIRED = COLUMNS[:5]
+ALIASES = {
+    "slide_id": ("slide",),
+    "case_id": ("patient",),
+    "path": ("filename", "wsi"),
+    "her2_score": ("label",),
+}
+_FAULTS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Slide:
+    """One row of a cohort.
+
+    Attributes:
+        slide_id: unique in the cohort.
+        case_id: the patient or block; the unit of every split.
+        path: the slide file, absolute.
+        stain: "HE" or "IHC".
+        her2_score: 0 to 3 for 0, 1+, 2+, 3+; None when unknown.
+        split: "train", "test" or None.
+        mpp: um/px of level 0 where the file's own is missing or wrong; None to trust the file.
+    """
+
+    slide_id: str
+    case_id: str
+    path: Path
+    stain: str
+    her2_score: int | None = None
+    split: str | None = None
+    mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The slides of a table, in its order, free of contradictions."""
+
+    slides: tuple[Slide, ...]
+    source: Path
+
+    def with_stain(self, stain: str) -> Cohort:
+        """The slides of one stain, "HE" or "IHC"; there may be none."""
+        return replace(self, slides=tuple(slide for slide in self.slides if slide.stain == stain))
+
+
+def read_cohort(path: Path, *, check_files: bool = False) -> Cohort:
+    """Reads a cohort table.
+
+    Args:
+        path: a CSV or Parquet file.
+        check_files: whether a slide file that is missing, empty or a folder is a fault of the table.
+
+    Raises:
+        CohortError: the table cannot be read or has faults; the message lists the first ten.
+    """
+    table = read_table(path)
+    slides, faults = _examine(table, path.absolute().parent, check_files=check_files)
+    if faults:
+        raise CohortError(_summary(path, faults))
+    return Cohort(tuple(slides), path)
+
+
+def check_cohort(path: Path) -> list[Fault]:
+    """Every fault of a cohort table, its slide files included, in the order of its rows.
+
+    A file that cannot be read as a table gives one fault without row and column.
+    """
+    try:
+        table = read_table(path)
+    except CohortError as error:
+        return [Fault(None, None, str(error))]
+    return _examine(table, path.absolute().parent, check_files=True)[1]
+
+
+def write_cohort(slides: Iterable[Slide], path: Path) -> None:
+    """Writes a cohort table that `read_cohort` reads back as it was.
+
+    Args:
+        slides: the rows; paths below the table's folder are written relative to it, so that the folder
+            can be moved, all others absolute.
+        path: Parquet when it ends in `.parquet`, else CSV; replaced at once when it exists.
+
+    Raises:
+        CohortError: the slides contradict each other or hold what no table can, or the file cannot be
+            written.
+    """
+    folder = path.absolute().parent
+    given = [replace(slide, path=slide.path.absolute()) for slide in slides]
+    records = [asdict(slide) | {"path": _portable(slide.path, folder)} for slide in given]
+    cells = [[_cell(record[name]) for name in COLUMNS] for record in records]
+    read_back, faults = _examine(Table(1, list(COLUMNS), list(enumerate(cells, 2)), []), folder)
+    if faults:
+        raise CohortError(_summary(path, faults))
+    for slide, copy in zip(given, read_back, strict=True):
+        if slide != copy:
+            raise CohortError(f"{slide} would be read back as {copy}: remove blanks around ids and paths")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            _write_parquet(records, part)
+        else:
+            _write_csv(cells, part)
+        part.replace(path)
+    except OSError as error:
+        raise CohortError(f"{path} cannot be written ({error}): choose another place") from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def _portable(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _write_csv(cells: list[list[str]], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *cells])
+
+
+def _write_parquet(records: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"her2_score": pa.int8(), "mpp": pa.float64()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
+    pq.write_table(pa.Table.from_pylist(records, schema), path)
+
+
+def _summary(path: Path, faults: list[Fault]) -> str:
+    shown = "; ".join(str(fault) for fault in faults[:_FAULTS_SHOWN])
+    more = f"; and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return f"{path} has {count} (`her2cache cohort check` looks for all): {shown}{more}"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The valid cells of a row; contradictions are looked for even where another cell is at fault."""
+
+    number: int
+    values: dict[str, Any]
+
+    def slide(self) -> Slide:
+        return Slide(**self.values)
+
+
+def _examine(table: Table, folder: Path, *, check_files: bool = False) -> tuple[list[Slide], list[Fault]]:
+    """The slides of a table (none when it has faults) and its faults, sorted by row."""
+    positions, faults = _columns(table)
+    faults += table.faults
+    if not table.rows and not table.faults:
+        faults.append(Fault(table.header_row, None, "there is no slide below the header: add a row a slide"))
+    rows = list[_Row]()
+    for number, cells in table.rows:
+        values = dict[str, Any]()
+        for column, position in positions.items():
+            try:
+                values[column] = parse_cell(column, cells[position])
+            except CohortError as error:
+                faults.append(Fault(number, column, str(error)))
+        if "path" in values:
+            values["path"] = (folder / values["path"]).absolute()
+            if check_files and (message := _file_fault(values["path"])):
+                faults.append(Fault(number, "path", message))
+        rows.append(_Row(number, values))
+    faults += [*_repeated_ids(rows), *_repeated_files(rows)]
+    faults += [*_contradictions(rows, "her2_score"), *_contradictions(rows, "split")]
+    order = {name: position for position, name in enumerate(COLUMNS)}
+    faults.sort(key=lambda fault: (fault.row or 0, order.get(fault.column or "", -1)))
+    return ([] if faults else [row.slide() for row in rows]), faults
+
+
+def _columns(table: Table) -> tuple[dict[str, int], list[Fault]]:
+    """Where each column of ours stands in the table."""
+    names = {alias: name for name in COLUMNS for alias in (name, *ALIASES.get(name, ()))}
+    positions = dict[str, int]()
+    faults = list[Fault]()
+    for position, title in enumerate(table.header):
+        name = names.get(re.sub(r"[\s-]+", "_", title).casefold())
+        if name is None:
+            continue
+        if name in positions:
+            message = f"{table.header[positions[name]]!r} and {title!r} both mean {name}: remove or rename one"
+            faults.append(Fault(table.header_row, name, message))
+        positions.setdefault(name, position)
+    for name in REQUIRED:
+        if name not in positions:
+            understood = f" (or {' or '.join(ALIASES[name])})" if name in ALIASES else ""
+            found = ", ".join(table.header)[:200]
+            message = f"there is no column {name}{understood}, only {found}: add it"
+            faults.append(Fault(table.header_row, name, message))
+    return positions, faults
+
+
+def _file_fault(path: Path) -> str | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{path} does not exist: relative paths start at the table's folder"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror}): check its permissions"
+    if stat.S_ISDIR(status.st_mode):
+        return f"{path} is a folder: name the slide file in it"
+    return None if status.st_size else f"{path} is an empty file: copy the slide again"
+
+
+def _repeated_ids(rows: list[_Row]) -> Iterator[Fault]:
+    # case is folded because a store may be copied to a file system that does not tell A.json from a.json
+    first = dict[str, _Row]()
+    for row in rows:
+        slide_id = row.values.get("slide_id")
+        if slide_id is None:
+            continue
+        other = first.setdefault(encode_slide_id(slide_id).lower(), row)
+        if other is not row:
+            known = other.values["slide_id"]
+            how = "stands already" if known == slide_id else f"differs only in case from {known!r}"
+            message = f"{slide_id!r} {how} in row {other.number}: give every slide an id of its own"
+            yield Fault(row.number, "slide_id", message)
+
+
+def _repeated_files(rows: list[_Row]) -> Iterator[Fault]:
+    first = dict[str, _Row]()
+    for row in rows:
+        if "path" not in row.values:
+            continue
+        other = first.setdefault(os.path.realpath(row.values["path"]), row)
+        if other is not row and other.values.get("slide_id") != row.values.get("slide_id"):
+            message = f"{row.values['path']} is also the slide of row {other.number}: remove one of the rows"
+            yield Fault(row.number, "path", message)
+
+
+def _contradictions(rows: list[_Row], column: str) -> Iterator[Fault]:
+    """Rows that say of their case what an earlier row of it does not."""
+    first = dict[str, _Row]()
+    for row in rows:
+        case_id, value = row.values.get("case_id"), row.values.get(column)
+        if case_id is None or value is None:
+            continue
+        other = first.setdefault(case_id, row)
+        if (known := other.values[column]) != value:
+            remedy = "a case belongs to one split" if column == "split" else "a case has one score"
+            message = f"case {case_id!r} is {value} here but {known} in row {other.number}: {remedy}"
+            yield Fault(row.number, column, message)

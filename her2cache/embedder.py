@@ -1,0 +1,111 @@
+"""What an embedder is, and what a feature space is: the part that needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from her2cache.tiling import PatchSpec
+from her2cache.tissue import TissueSettings
+from her2cache.units import PatchBatch
+
+SCHEMA = 1
+"""Version of the store's layout; part of every space key."""
+
+
+@dataclass(frozen=True)
+class EmbedderSpec:
+    """A frozen network, described by what changes its numbers.
+
+    Attributes:
+        name: for people, e.g. "alexnet-imagenet".
+        dim: length of a feature vector.
+        input_px: side of the patches it takes, px.
+        mean, std: normalisation of RGB in 0 to 1, a number a channel.
+        weights_sha256: digest over the sorted tensors of the trunk, whatever file they came from.
+        revision: raised by hand when the code changes its numbers.
+    """
+
+    name: str
+    dim: int
+    input_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    weights_sha256: str
+    revision: int = 1
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How an embedder is run. One fixed shape, so that a patch's features do not depend on its neighbours.
+
+    Attributes:
+        batch: patches a forward pass; the last batch of a slide is padded with zeros.
+        threads: torch threads.
+        memory_format: of the input tensor.
+        device: "cpu" or "cuda".
+    """
+
+    batch: int = 64
+    threads: int = 1
+    memory_format: str = "channels_last"
+    device: str = "cpu"
+
+
+class Embedder(Protocol):
+    """A frozen network that turns patches into features."""
+
+    @property
+    def spec(self) -> EmbedderSpec: ...
+
+    def embed(self, patches: PatchBatch) -> NDArray[np.float32]:
+        """Features of patches.
+
+        Args:
+            patches: uint8 (n, input_px, input_px, 3).
+
+        Returns:
+            float32 (n, dim).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """Everything that decides the numbers stored for a slide: patches, embedder, views, dtype."""
+
+    patch: PatchSpec
+    tissue: TissueSettings
+    embedder: EmbedderSpec
+    views: int = 1
+    dtype: str = "float16"
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document that the key is the digest of."""
+        return asdict(self) | {"schema": SCHEMA}
+
+    @property
+    def key(self) -> str:
+        """The space key: sha256 of the canonical JSON, hex."""
+        return hashlib.sha256(canonical_json(self.document()).encode()).hexdigest()
+
+
+def canonical_json(document: Mapping[str, Any]) -> str:
+    """JSON with sorted keys and no spaces: equal documents give equal text."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Digest over named arrays, sorted by name: dtype, shape and bytes of each. Hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,304 @@
+"""A slide file: its properties, an overview, and its segments, each decoded once.
+
+Opened through tiffslide; segments are decoded by tifffile one by one, which is some thirty times
+faster than a `read_region` a patch and yields the same pixels. A reader does not pickle: send paths
+between processes and open them there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tiffslide import TiffSlide
+
+from her2cache.errors import DecodeError, MissingMppError, SlideOpenError
+from her2cache.tiling import WHITE, SegmentGrid
+from her2cache.units import MPP_RANGE, RgbImage
+
+KEEP_PX = 64_000_000
+"""A level up to this size stays decoded (192 MB) when the overview had to decode it anyway, so that a
+slide of a single level is not decoded twice."""
+
+MppSource = Literal["cohort", "file", "objective power"]
+
+
+class SlideReader:
+    """An open slide. Use `open_slide`, and as a context manager.
+
+    Attributes:
+        path: the file.
+        size: (width, height) of level 0, px.
+        level_sizes: (width, height) of each level, px.
+        downsamples: level-0 px per px of each level.
+        decoded: segments decoded so far, a level each (to prove that none is decoded twice).
+    """
+
+    def __init__(self, path: Path, slide: TiffSlide) -> None:
+        self.path = path
+        self._slide = slide
+        self._properties: dict[str, Any] = slide.properties
+        series = slide.ts_tifffile.series[self._properties["tiffslide.series-index"]]
+        self._pages = [level.pages[0] for level in series.levels]
+        for k, page in enumerate(self._pages):
+            _check_page(path, k, page, series.axes)
+        self.size: tuple[int, int] = slide.dimensions
+        self.level_sizes: tuple[tuple[int, int], ...] = tuple((p.imagewidth, p.imagelength) for p in self._pages)
+        width, height = self.size
+        self.downsamples = tuple((width / w + height / h) / 2 for w, h in self.level_sizes)
+        self.decoded = [0] * len(self._pages)
+        self._kept: dict[tuple[int, int], RgbImage | str | None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._kept.clear()
+        self._slide.close()
+
+    @property
+    def reader(self) -> str:
+        """Name of the library and of the format it found, recorded with the features."""
+        return f"tiffslide/{self._properties['tiffslide.vendor']}"
+
+    @property
+    def file_mpp(self) -> float | None:
+        """Scale of level 0 by the file's metadata, um/px: the mean of x and y."""
+        x, y = self._properties.get("tiffslide.mpp-x"), self._properties.get("tiffslide.mpp-y")
+        return None if x is None or y is None else (float(x) + float(y)) / 2
+
+    @property
+    def objective_power(self) -> float | None:
+        """Magnification of the objective by the file's metadata."""
+        power = self._properties.get("tiffslide.objective-power")
+        return None if power is None else float(power)
+
+    def segment_grid(self, level: int) -> SegmentGrid:
+        """How a level is cut into segments."""
+        page = self._pages[level]
+        width, height = self.level_sizes[level]
+        segment_height = page.tilelength if page.is_tiled else page.rowsperstrip
+        segment_width = page.tilewidth if page.is_tiled else width
+        return SegmentGrid(
+            width=segment_width,
+            height=segment_height,
+            columns=math.ceil(width / segment_width),
+            rows=math.ceil(height / segment_height),
+        )
+
+    def segments(self, level: int, indices: NDArray[np.int64]) -> Iterator[tuple[int, RgbImage | str | None]]:
+        """Decodes segments of a level.
+
+        Args:
+            level: index of the level.
+            indices: indices of segments in the level's grid, row by row.
+
+        Yields:
+            (index, pixels): uint8 (height, width, 3); None for a segment the file leaves out; the reason,
+            a str, for one that cannot be decoded.
+        """
+        wanted: list[int] = []
+        for index in map(int, indices):
+            if (level, index) in self._kept:
+                yield index, self._kept.pop((level, index))
+            else:
+                wanted.append(index)
+        if not wanted:
+            return
+        page = self._pages[level]
+        offsets, counts = page.dataoffsets, page.databytecounts
+        present = [i for i in wanted if i < len(offsets) and i < len(counts)]
+        for index in set(wanted) - set(present):
+            yield index, "the file's index of segments is too short"
+        read = page.parent.filehandle.read_segments(
+            [offsets[i] for i in present],
+            [counts[i] for i in present],
+            indices=present,
+            lock=page.parent.filehandle.lock,
+        )
+        for data, index in read if present else ():
+            yield index, self._decode(level, data, index)
+
+    def _decode(self, level: int, data: bytes | None, index: int) -> RgbImage | str | None:
+        if data is None:
+            return None
+        page = self._pages[level]
+        options: dict[str, Any] = {"_fullsize": page.is_tiled}
+        if page.compression in {6, 7, 34892, 33007}:  # the JPEG family shares its tables between segments
+            options |= {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+        self.decoded[level] += 1
+        try:
+            pixels = page.decode(data, index, **options)[0]
+        except Exception as error:  # noqa: BLE001 - codecs raise what they like; the reason is recorded
+            return f"{type(error).__name__}: {error}"
+        return None if pixels is None else pixels[0, :, :, :3]
+
+    def overview(self, mpp: float, level0_mpp: float) -> tuple[RgbImage, float]:
+        """A picture of the whole slide at about a scale.
+
+        The coarsest level that is fine enough is averaged over whole numbers of pixels. A segment that
+        cannot be decoded is white here; it is found and counted when patches are read.
+
+        Args:
+            mpp: wanted scale, um/px.
+            level0_mpp: scale of level 0, um/px.
+
+        Returns:
+            uint8 (height, width, 3), and its level-0 px per px.
+        """
+        fine = [k for k, downsample in enumerate(self.downsamples) if downsample * level0_mpp <= mpp]
+        level = max(fine, key=lambda k: self.downsamples[k], default=0)
+        step = max(1, round(mpp / (self.downsamples[level] * level0_mpp)))
+        return self._average(level, step), self.downsamples[level] * step
+
+    def thumbnail(self, max_px: int) -> tuple[RgbImage, float]:
+        """A picture of the whole slide whose longer side has at most `max_px`, and its level-0 px per px."""
+        downsample = max(self.size) / max_px
+        image, reached = self.overview(downsample, 1.0)
+        height, width = image.shape[:2]
+        if max(width, height) <= max_px:
+            return image, reached
+        shrink = max_px / max(width, height)
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)), reached * width / size[0]
+
+    def _average(self, level: int, step: int) -> RgbImage:
+        width, height = self.level_sizes[level]
+        grid = self.segment_grid(level)
+        sums = np.zeros((math.ceil(height / step), math.ceil(width / step), 3), np.uint32)
+        keep = width * height <= KEEP_PX
+        for row in range(grid.rows):
+            start = row * grid.columns
+            for index, pixels in self.segments(level, np.arange(start, start + grid.columns)):
+                if keep:
+                    self._kept[level, index] = pixels
+                x, y = (index % grid.columns) * grid.width, row * grid.height
+                h, w = min(grid.height, height - y), min(grid.width, width - x)
+                block = (
+                    np.full((h, w, 3), WHITE, np.uint8) if pixels is None or isinstance(pixels, str) else pixels[:h, :w]
+                )
+                _add_blocks(sums, block, x, y, step)
+        rows = np.minimum(step, height - step * np.arange(sums.shape[0]))
+        columns = np.minimum(step, width - step * np.arange(sums.shape[1]))
+        area = (rows[:, None] * columns)[..., None].astype(np.uint32)
+        return ((sums + area // 2) // area).astype(np.uint8)
+
+
+def open_slide(path: Path) -> SlideReader:
+    """Opens a slide file.
+
+    Raises:
+        SlideOpenError: missing, a directory, not a slide, truncated, or of a kind this reader does not know.
+    """
+    if path.is_dir():
+        raise SlideOpenError(f"{path} is a directory, not a slide; name a slide file or a cohort table")
+    if not path.is_file():
+        raise SlideOpenError(
+            f"{path} does not exist on this machine; correct the path, or mount the storage it lies on"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tiffslide: NDPI metadata is parsed only in part, which is enough here
+            slide = TiffSlide(path)
+            slide.properties  # noqa: B018 - parsed lazily; fails here rather than later
+    except PermissionError as error:
+        raise SlideOpenError(
+            f"{path} may not be read by this user ({error.strerror}); change its permissions"
+        ) from error
+    except Exception as error:
+        raise SlideOpenError(
+            f"{path} cannot be opened as a slide ({type(error).__name__}: {error}): it is not a TIFF-based slide, or is"
+            " truncated; compare its size with the original and copy it again"
+        ) from error
+    try:
+        return SlideReader(path, slide)
+    except BaseException:
+        slide.close()
+        raise
+
+
+def resolve_mpp(slide: SlideReader, override: float | None, *, assume_power: bool = False) -> tuple[float, MppSource]:
+    """Scale of level 0: the cohort's column, then the file's metadata, then the objective's power.
+
+    Args:
+        slide: an open slide.
+        override: the cohort's value, um/px.
+        assume_power: whether 10 / power may stand for a missing scale (0.25 um/px at 40x).
+
+    Returns:
+        um/px, and where it came from.
+
+    Raises:
+        MissingMppError: none is known, or the one that counts is implausible.
+    """
+    remedy = "fill the column mpp of the cohort table (um/px of level 0)"
+    found: tuple[float, MppSource] | None = None
+    if override is not None:
+        found = override, "cohort"
+    elif slide.file_mpp is not None:
+        found = slide.file_mpp, "file"
+    elif assume_power and slide.objective_power:
+        found = 10 / slide.objective_power, "objective power"
+    if found is None:
+        hint = ", or pass --assume-power to take it from the objective" if slide.objective_power else ""
+        raise MissingMppError(f"{slide.path} does not say its scale (no resolution in its metadata); {remedy}{hint}")
+    low, high = MPP_RANGE
+    if not low <= found[0] <= high:
+        raise MissingMppError(
+            f"{slide.path}: {found[0]:g} um/px by the {found[1]} is not plausible (outside {low:g} to {high:g});"
+            f" {remedy}"
+        )
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_readable(path: Path, failed: int, planned: int, share: float, reason: str) -> None:
+    """Refuses a slide of which too much could not be decoded.
+
+    Raises:
+        DecodeError: more than `share` of its patches failed.
+    """
+    if failed > share * planned:
+        raise DecodeError(
+            f"{path}: {failed} of {planned} patches cannot be decoded (first reason: {reason}), more than the"
+            f" {share:.1%} allowed: the file is truncated or damaged; copy it again, or raise --max-bad-patches"
+        )
+
+
+def _check_page(path: Path, level: int, page: Any, axes: str) -> None:
+    if axes not in {"YXS"} or page.samplesperpixel not in {3, 4} or page.dtype != np.uint8 or page.planarconfig != 1:
+        raise SlideOpenError(
+            f"{path}: level {level} has axes {axes}, {page.samplesperpixel} samples of {page.dtype} a pixel, but patches"
+            " are 8-bit RGB; convert the file to a pyramidal RGB TIFF"
+        )
+
+
+def _add_blocks(sums: NDArray[np.uint32], pixels: RgbImage, x: int, y: int, step: int) -> None:
+    """Adds the pixels of a segment at (x, y) to the sums of the step x step blocks they lie in."""
+    height, width = pixels.shape[:2]
+    row_edges = _edges(y, height, step)
+    column_edges = _edges(x, width, step)
+    rows = np.add.reduceat(pixels, row_edges, axis=0, dtype=np.uint32)
+    blocks = np.add.reduceat(rows, column_edges, axis=1)
+    top, left = y // step, x // step
+    sums[top : top + len(row_edges), left : left + len(column_edges)] += blocks
+
+
+def _edges(start: int, length: int, step: int) -> NDArray[np.int64]:
+    """Offsets within a segment at which a new block of the overview begins."""
+    first = -start % step
+    edges = np.arange(first, length, step)
+    return edges if first == 0 else np.concatenate([[0], edges])

@@ -1,0 +1,208 @@
+"""The report's numbers are those of the predictions, chosen without the test set."""
+
+from __future__ import annotations
+
+import csv
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import auc as area
+from sklearn.metrics import roc_auc_score
+
+from her2cache.errors import SweepError
+from trainers.metrics import evaluate
+from trainers.report import read_results, selected_runs, table, table2_rows, write_report
+
+FOLDS, BAGS, CASES = 3, 200, 8
+
+
+def write_sweep(folder: Path, skills: dict[str, float], classes: int = 4, held: int = 4) -> Path:
+    """A sweep of made-up predictions: two configurations an embedder, the better one at a rate of 1e-3."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    results: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
+    for embedder, skill in skills.items():
+        for rate in (1e-3, 1e-4):
+            for fold in range(FOLDS):
+                run_id = f"{embedder}-{rate:g}-{fold}"
+                case = rng.integers(CASES, size=BAGS)
+                label = case % held
+                logits = rng.normal(size=(BAGS, classes))
+                logits[np.arange(BAGS), label] += skill
+                p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+                slide_p = np.array([p[case == k].mean(axis=0) for k in range(CASES)])
+                bag = evaluate(label, p, classes)
+                slide = evaluate(np.arange(CASES) % held, slide_p, classes)
+                results.append(
+                    {
+                        "run_id": run_id,
+                        "space_key": "k" * 64,
+                        "embedder": embedder,
+                        "fold": fold,
+                        "seed": 0,
+                        "learning_rate": rate,
+                        "weight_decay": 1e-5,
+                        "epoch": 3,
+                        "val_loss": 1.4 - 0.1 * skill + 0.01 * fold - (rate == 1e-3) * 0.05,
+                        "task": "four" if classes == 4 else "paper-binary",
+                        "n_bags": BAGS,
+                        "n_slides": CASES,
+                        "n_cases": CASES,
+                        **{f"bag_{key}": value for key, value in bag.items()},
+                        **{f"slide_{key}": value for key, value in slide.items()},
+                    }
+                )
+                predictions += [
+                    {
+                        "run_id": run_id,
+                        "embedder": embedder,
+                        "fold": fold,
+                        "slide_id": f"s{case[i]}",
+                        "case_id": f"c{case[i]}",
+                        "bag": i,
+                        "label": int(label[i]),
+                        **{f"p_{c}": float(p[i, c]) for c in range(classes)},
+                    }
+                    for i in range(BAGS)
+                ]
+    pq.write_table(pa.Table.from_pylist(results), folder / "results.parquet")
+    pq.write_table(pa.Table.from_pylist(predictions), folder / "predictions.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sweep(tmp_path_factory.mktemp("sweep"), {"alexnet-random": 0.0, "alexnet-imagenet": 1.5})
+
+
+def run(embedder: str, fold: int, rate: float, decay: float, loss: float) -> dict[str, Any]:
+    return {
+        "embedder": embedder, "fold": fold, "seed": 0, "learning_rate": rate, "weight_decay": decay, "val_loss": loss
+    }  # fmt: skip
+
+
+def test_selection_is_by_mean_validation_loss() -> None:
+    runs = [run("a", 0, 1e-3, 1e-3, 0.5), run("a", 1, 1e-3, 1e-3, 1.1), run("a", 0, 1e-4, 1e-3, 0.7)]
+    runs += [run("a", 1, 1e-4, 1e-3, 0.7), run("b", 1, 1e-4, 1e-3, 0.6), run("b", 0, 1e-4, 1e-3, 0.6)]
+    selected = selected_runs(runs)
+    assert list(selected) == ["b", "a"]
+    assert [(r["fold"], r["learning_rate"]) for r in selected["a"]] == [(0, 1e-4), (1, 1e-4)]
+    assert [r["fold"] for r in selected["b"]] == [0, 1]
+
+
+def test_ties_go_to_more_decay_then_to_a_smaller_rate() -> None:
+    grid = [(1e-3, 1e-5), (1e-4, 1e-3), (1e-3, 1e-3)]
+    (chosen,) = selected_runs([run("a", 0, rate, decay, 0.5) for rate, decay in grid])["a"]
+    assert (chosen["learning_rate"], chosen["weight_decay"]) == (1e-4, 1e-3)
+
+
+def test_a_configuration_that_lacks_a_fold_is_not_selected() -> None:
+    runs = [run("a", 0, 1e-3, 1e-3, 0.1), run("a", 0, 1e-4, 1e-3, 0.5), run("a", 1, 1e-4, 1e-3, 0.5)]
+    assert len(selected_runs(runs)["a"]) == 2
+
+
+def test_table2_by_hand(sweep: Path) -> None:
+    predictions = pq.read_table(sweep / "predictions.parquet").to_pylist()
+    auc: list[float] = []
+    for fold in range(FOLDS):
+        own = [r for r in predictions if r["run_id"] == f"alexnet-imagenet-0.001-{fold}"]
+        p = np.array([[r[f"p_{c}"] for c in range(4)] for r in own])
+        auc.append(float(roc_auc_score([r["label"] for r in own], p, multi_class="ovr")))
+    mean = sum(auc) / 3
+    half = 1.96 * (sum((a - mean) ** 2 for a in auc) / 2) ** 0.5 / 3**0.5
+
+    rows = table2_rows(read_results(sweep))
+    assert [(r["embedder"], r["level"]) for r in rows] == [
+        ("alexnet-imagenet", "bag"),
+        ("alexnet-imagenet", "slide"),
+        ("alexnet-random", "bag"),
+        ("alexnet-random", "slide"),
+    ]
+    first = rows[0]
+    assert first["protocol"].startswith("paper protocol")
+    assert first["auc"] == pytest.approx(mean)
+    assert first["auc_ci95"] == pytest.approx(half)
+    assert (first["n_folds"], first["n_cases"], first["n_classes"]) == (FOLDS, CASES, 4)
+    assert (first["learning_rate"], first["weight_decay"]) == (1e-3, 1e-5)
+    assert first["auc_class_ci95"] > 0
+
+
+def test_folds_with_different_classes_have_no_mean(sweep: Path) -> None:
+    results = read_results(sweep)
+    odd = next(r for r in results if r["run_id"] == "alexnet-imagenet-0.001-1")
+    odd |= {"bag_recall_3": None, "bag_f1_3": None, "bag_auc_3": None, "bag_n_classes": 3}
+    row = table2_rows(results)[-2]  # no mean, so last
+    assert (row["embedder"], row["level"]) == ("alexnet-imagenet", "bag")
+    assert [row[key] for key in ("auc", "auc_ci95", "f1", "balanced_accuracy", "n_classes")] == [None] * 5
+    assert row["accuracy"] is not None
+
+
+def test_files(sweep: Path) -> None:
+    written = write_report(sweep)
+    assert {path.name for path in written.values()} == {"table2.csv", "roc.csv", "roc.png"}
+    with written["table2.csv"].open() as file:
+        rows = list(csv.DictReader(file))
+    expected = table2_rows(read_results(sweep))
+    assert [float(r["auc"]) for r in rows] == [r["auc"] for r in expected]
+
+    with written["roc.csv"].open() as file:
+        points = list(csv.DictReader(file))
+    curves: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for point in points:
+        curves.setdefault((point["run_id"], point["class"]), []).append(point)
+    assert len(curves) == 2 * FOLDS * 4  # only the selected configurations
+    results = {r["run_id"]: r for r in read_results(sweep)}
+    for (run_id, c), curve in curves.items():
+        under = area([float(q["fpr"]) for q in curve], [float(q["tpr"]) for q in curve])
+        assert under == pytest.approx(results[run_id][f"bag_auc_{c}"])
+        assert float(curve[0]["auc"]) == pytest.approx(under)
+    assert {run_id for run_id, _ in curves if curves[run_id, "0"][0]["marked"] == "1"} == {
+        "alexnet-imagenet-0.001-0",
+        "alexnet-random-0.001-0",
+    }
+    with Image.open(written["roc.png"]) as picture:
+        assert picture.width > 1000
+
+
+def printed(shown: Table) -> str:
+    file = StringIO()
+    Console(width=80, file=file).print(shown)
+    return file.getvalue()
+
+
+def test_terminal_table_fits_80_columns(sweep: Path) -> None:
+    text = printed(table(sweep))
+    rows = table2_rows(read_results(sweep))
+    assert f"{rows[0]['auc']:.3f} ± {rows[0]['auc_ci95']:.3f}" in text
+    assert "paper protocol" in text
+    assert "spread over training folds, not over patients" in " ".join(text.split())
+    assert "8 cases (0: 2; 1+: 2; 2+: 2; 3+: 2)" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_test_set_of_one_class_is_reported_with_gaps(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "s", {"alexnet-random": 0.0}, classes=2, held=1)
+    written = write_report(sweep)
+    with written["table2.csv"].open() as file:
+        assert {r["auc"] for r in csv.DictReader(file)} == {""}
+    assert "undefined" in printed(table(sweep))
+
+
+def test_what_is_no_sweep(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=r"results\.parquet does not exist"):
+        write_report(tmp_path)
+    (tmp_path / "results.parquet").write_text("run_id,auc\n")
+    with pytest.raises(SweepError, match="cannot be read"):
+        write_report(tmp_path)
+    pq.write_table(pa.table({"run_id": pa.array([], pa.string())}), tmp_path / "results.parquet")
+    with pytest.raises(SweepError, match="is empty"):
+        table(tmp_path)
