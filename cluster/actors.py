@@ -78,10 +78,17 @@ class Writer:
         self._attempts: list[SlideWriter | EmbedderError | StoreError] = []
 
     def begin(self, survey: SlideSurvey, spaces: Sequence[SpaceShape]) -> None:
-        """Reserves the space of a slide's features; ends an attempt that was under way."""
+        """Reserves the space of a slide's features; ends an attempt that was under way.
+
+        Raises:
+            StoreError: there is room for it in none of the spaces.
+        """
         self.discard()
         self._spaces = list(spaces)
         self._attempts = [self._start(survey, space) for space in spaces]
+        errors = [attempt for attempt in self._attempts if isinstance(attempt, StoreError)]
+        if len(errors) == len(spaces):
+            raise errors[0]
 
     def write(self, block: FeatureBlock) -> None:
         """Takes the features of a block, in the order of the spaces."""

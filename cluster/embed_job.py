@@ -8,22 +8,30 @@ within a budget of bytes, so memory depends on the machine, not on the slides.
 from __future__ import annotations
 
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from cluster.actors import SpaceResult, SpaceShape, remote_embedder, remote_reader, remote_writer
 from cluster.resources import ray_session
 from her2cache.backbones import Trunk, best_device
 from her2cache.cohort import Slide
 from her2cache.embedder import Batching, FeatureSpace
-from her2cache.errors import Her2CacheError, SlideError
+from her2cache.errors import Her2CacheError, SlideError, StoreError
 from her2cache.ingest import ReadOptions, SlideSurvey
 from her2cache.store.reader import FeatureStore
 from her2cache.store.schema import FailureRecord
@@ -35,6 +43,16 @@ BLOCKS_PER_EMBEDDER = 3
 """One in the forward pass, one waiting, one on its way."""
 
 CPU_BATCH, GPU_BATCH = 64, 512
+BLOCK_BYTES = 32 << 20
+"""Most pixels a block may have; larger patches come in smaller batches."""
+
+ALREADY_EMBEDDED = "already embedded"
+
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
+"""A process or a node is gone, and perhaps not by the slide's fault."""
+
+_ANSWER_S, _DISCARD_S = 60.0, 10.0
+_TRACEBACK_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,7 @@ class _Lane:
     survey: SlideSurvey | None = None
     taken: int = 0  # blocks of the stream
     drained: bool = True
+    written: int = 0  # patches
     pending: dict[Any, _Pending] = field(default_factory=dict[Any, _Pending])
     committing: Any = None
 
@@ -145,19 +164,25 @@ def embed_slides(
     spaces = [FeatureSpace(reading.patch, reading.tissue, trunk.spec) for trunk in trunks]
     keys = [store.add_space(space, weights=trunk.source) for space, trunk in zip(spaces, trunks, strict=True)]
     there = [set(store.slides(key)) for key in keys]
-    tasks = [_Task(slide, [k for k, ids in enumerate(there) if slide.slide_id not in ids]) for slide in slides]
-    outcomes = {t.slide.slide_id: SlideOutcome(t.slide.slide_id, "skipped", "already embedded") for t in tasks}
+    once = [k for k, key in enumerate(keys) if keys.index(key) == k]  # one trunk may be asked for by two names
+    tasks = [_Task(slide, [k for k in once if slide.slide_id not in there[k]]) for slide in slides]
+    outcomes = {t.slide.slide_id: SlideOutcome(t.slide.slide_id, "skipped", ALREADY_EMBEDDED) for t in tasks}
     todo = [task for task in tasks if task.which]
-    started = time.perf_counter()
-    patches = 0
+    patches, seconds = 0, 0.0
     if todo:
         shapes = [SpaceShape(s.key, s.embedder.dim, s.views, s.dtype) for s in spaces]
         with ray_session(options.address):
             job = _Job(todo, trunks, shapes, store, reading, options, watch)
-            started = time.perf_counter()
             outcomes |= {outcome.slide_id: outcome for outcome in job.run()}
-            patches = job.progress.written_patches
-    return EmbedReport([outcomes[s.slide_id] for s in slides], keys, patches, time.perf_counter() - started)
+            patches, seconds = job.progress.written_patches, job.seconds
+    return EmbedReport([outcomes[s.slide_id] for s in slides], keys, patches, seconds)
+
+
+def fixed_batching(patch_px: int, device: str) -> Batching:
+    """The batch shape of a job. It depends on the patches and the kind of device alone, so that bytes reproduce."""
+    largest = GPU_BATCH if device == "cuda" else CPU_BATCH
+    fits = max(1, min(largest, BLOCK_BYTES // (patch_px**2 * 3)))
+    return Batching(batch=1 << (fits.bit_length() - 1), device=device)
 
 
 class _Job:
@@ -173,38 +198,59 @@ class _Job:
         options: EmbedOptions,
         watch: Callable[[Progress], None],
     ) -> None:
+        self._tasks = tasks
         self._queue = deque(tasks)
         self._spaces = spaces
         self._store = store
         self._options = options
         self._watch = watch
         self.progress = Progress(slides=len(tasks))
-        self._outcomes: list[SlideOutcome] = []
+        self.seconds = 0.0
+        self._outcomes: dict[str, SlideOutcome] = {}
+        self._stopped = False
 
         device = best_device()
-        count = max(1, int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 1)))
-        self._batching = Batching(batch=GPU_BATCH if device == "cuda" else CPU_BATCH, device=device)
+        self._count = count = max(1, int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 1)))
+        self._batching = fixed_batching(reading.patch.patch_px, device)
         self._reading = replace(reading, block=self._batching.batch)
         block_bytes = self._batching.batch * reading.patch.patch_px**2 * 3
         self._budget = max(2, min(BLOCKS_PER_EMBEDDER * count, IN_FLIGHT_BYTES // block_bytes))  # blocks
         self._ahead = max(1, min(4, IN_FLIGHT_BYTES // 4 // block_bytes))  # blocks a reader may be ahead
 
         self._trunks = ray.put(list(trunks))
-        self._embedders = [remote_embedder(self._trunks, self._batching) for _ in range(count)]
-        self._lanes = [self._new_lane() for _ in range(min(len(tasks), 1 + -(-count // 2)))]
-        ready = cast(dict[str, Any], ray.get(self._embedders[0].ready.remote()))
-        self._made = ready | {"batching": asdict(self._batching)}
+        self._embedders: list[Any] = []
+        self._lanes: list[_Lane] = []
+        self._made: dict[str, Any] = {"batching": asdict(self._batching)}
 
     def run(self) -> list[SlideOutcome]:
         """Works until every slide is done or given up; returns an outcome a slide."""
         try:
-            while self._step():
+            self._embedders = [self._new_embedder() for _ in range(self._count)]
+            self._lanes = [
+                _Lane(self._new_reader(), self._new_writer())
+                for _ in range(min(len(self._tasks), 1 + -(-self._count // 2)))
+            ]
+            self._made |= ray.get(self._embedders[0].ready.remote())
+            started = time.perf_counter()
+            while not self._stopped and self._step():
                 self._watch(self.progress)
             self._watch(self.progress)
+            self.seconds = time.perf_counter() - started
         finally:
-            for actor in (*self._embedders, *(actor for lane in self._lanes for actor in (lane.reader, lane.writer))):
-                ray.kill(actor)
-        return self._outcomes
+            self._end_actors()
+        stopped = "not tried, or not to the end: the job stopped at the first failure"
+        return [
+            self._outcomes.get(task.slide.slide_id, SlideOutcome(task.slide.slide_id, "skipped", stopped))
+            for task in self._tasks
+        ]
+
+    def _end_actors(self) -> None:
+        """Lets writers remove the attempts that are under way, then ends every process of the job."""
+        discarded = [lane.writer.discard.remote() for lane in self._lanes]
+        if discarded:
+            ray.wait(discarded, num_returns=len(discarded), timeout=_DISCARD_S)
+        for actor in (*self._embedders, *(actor for lane in self._lanes for actor in (lane.reader, lane.writer))):
+            ray.kill(actor)
 
     def _step(self) -> bool:
         """Hands out slides, waits for one thing to happen, and reacts; False when nothing is left."""
@@ -238,13 +284,15 @@ class _Job:
             self._take(lane)
         else:
             ray.get(thing)
-            self.progress.written_patches += lane.pending.pop(thing).patches
+            patches = lane.pending.pop(thing).patches
+            lane.written += patches
+            self.progress.written_patches += patches
         if lane.drained and not lane.pending:
             lane.committing = lane.writer.commit.remote(self._made | {"at": _now()})
 
     def _begin(self, lane: _Lane, task: _Task) -> None:
         task.attempts += 1
-        lane.task, lane.survey, lane.taken, lane.drained = task, None, 0, False
+        lane.task, lane.survey, lane.taken, lane.written, lane.drained = task, None, 0, 0, False
         lane.stream = lane.reader.read.remote(task.slide, self._reading)
 
     def _take(self, lane: _Lane) -> None:
@@ -286,7 +334,7 @@ class _Job:
         assert task is not None
         assert survey is not None
         lane.task = lane.survey = lane.committing = None
-        errors: dict[str, Exception] = {r.key: r.error for r in results if r.error is not None}
+        errors = {r.key: r.error for r in results if r.error is not None}
         if errors:
             self._give_up(task, errors)
         else:
@@ -294,73 +342,81 @@ class _Job:
 
     def _interrupted(self, lane: _Lane, error: Exception) -> None:
         """A slide's attempt ended early: by an error of the slide's, or because an actor died under it."""
-        task, streaming = lane.task, not lane.drained
+        task = lane.task
         assert task is not None
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        died = isinstance(cause, RayActorError)
-        for pending in lane.pending.values():
-            if died and pending.embedder is not None and not self._answers(self._embedders[pending.embedder]):
-                self._embedders[pending.embedder] = remote_embedder(self._trunks, self._batching)
-        if died or streaming:
-            self._replace(lane)
-        else:
-            ray.get(lane.writer.discard.remote())
-        lane.task, lane.survey, lane.committing, lane.drained = None, None, None, True
+        cause, where = (error.cause, error.traceback_str) if isinstance(error, RayTaskError) else (error, "")
+        lost = isinstance(cause, _LOST)
+        if lost:
+            self._replace_dead(lane)
+        if not isinstance(cause, SlideError):  # such an error has ended the stream; any other leaves the reader
+            ray.kill(lane.reader)  # dead, or waiting for someone to take its blocks
+            lane.reader = self._new_reader()
+        lane.writer.discard.remote()  # a writer does what it is told in order: after the writes that are under way
+        if lane.survey is not None:
+            self.progress.planned_patches -= len(lane.survey.coords)
+        self.progress.written_patches -= lane.written
+        lane.task, lane.survey, lane.stream, lane.committing, lane.drained = None, None, None, None, True
         lane.pending.clear()
-        if died and task.attempts < self._options.max_attempts:
+        if lost and task.attempts < self._options.max_attempts:
             self._queue.append(task)
             return
-        if died:
+        if lost:
             cause = SlideError(
                 f"{task.slide.path}: the process working on it died {task.attempts} times (out of memory, or a codec"
                 " crashed on a damaged file); look at the file, or try again with more memory"
             )
-        self._give_up(task, {self._spaces[k].key: cause for k in task.which})
+        self._give_up(task, {self._spaces[k].key: cause for k in task.which}, where)
 
-    def _replace(self, lane: _Lane) -> None:
-        """New actors for a lane whose old ones died, or hang in a stream nobody reads any more."""
-        if self._answers(lane.writer):
-            ray.get(lane.writer.discard.remote())
-        for actor in (lane.reader, lane.writer):
-            ray.kill(actor)
-        fresh = self._new_lane()
-        lane.reader, lane.writer = fresh.reader, fresh.writer
+    def _replace_dead(self, lane: _Lane) -> None:
+        """New actors for those that died under a lane; its reader is replaced in any case."""
+        for k in {p.embedder for p in lane.pending.values() if p.embedder is not None}:
+            if not self._answers(self._embedders[k]):
+                self._embedders[k] = self._new_embedder()
+        if not self._answers(lane.writer):
+            lane.writer = self._new_writer()
 
-    def _new_lane(self) -> _Lane:
-        return _Lane(remote_reader(self._ahead), remote_writer(self._store.uri))
+    def _new_reader(self) -> Any:
+        return remote_reader(self._ahead)
+
+    def _new_embedder(self) -> Any:
+        return remote_embedder(self._trunks, self._batching)
+
+    def _new_writer(self) -> Any:
+        return remote_writer(self._store.uri)
 
     def _answers(self, actor: Any) -> bool:
         try:
-            ray.get(actor.__ray_ready__.remote(), timeout=60)
+            ray.get(actor.__ray_ready__.remote(), timeout=_ANSWER_S)
         except (RayError, TimeoutError):
             return False
         return True
 
-    def _give_up(self, task: _Task, errors: dict[str, Exception]) -> None:
+    def _give_up(self, task: _Task, errors: Mapping[str, BaseException], where: str = "") -> None:
         """Records why a slide has no features in some spaces."""
         for key, error in errors.items():
-            self._store.add_failure(
-                FailureRecord(
-                    space_key=key,
-                    slide_id=task.slide.slide_id,
-                    error=type(error).__name__,
-                    reason=str(error),
-                    traceback="".join(traceback.format_exception(error)[-3:]),
-                    attempts=task.attempts,
-                    at=_now(),
-                )
+            record = FailureRecord(
+                space_key=key,
+                slide_id=task.slide.slide_id,
+                error=type(error).__name__,
+                reason=_reason(error),
+                traceback="\n".join(where.splitlines()[-_TRACEBACK_LINES:]),
+                attempts=task.attempts,
+                at=_now(),
             )
-        self._finish(SlideOutcome(task.slide.slide_id, "failed", str(next(iter(errors.values())))))
-        if self._options.on_error == "fail":
-            for left in self._queue:
-                reason = "not tried: the job stopped at the first failure"
-                self._outcomes.append(SlideOutcome(left.slide.slide_id, "skipped", reason))
-            self._queue.clear()
+            with suppress(StoreError):  # a full disk; the reason is in the outcome all the same
+                self._store.add_failure(record)
+        self._finish(SlideOutcome(task.slide.slide_id, "failed", _reason(next(iter(errors.values())))))
+        self._stopped = self._options.on_error == "fail"
 
     def _finish(self, outcome: SlideOutcome) -> None:
-        self._outcomes.append(outcome)
+        self._outcomes[outcome.slide_id] = outcome
         self.progress.finished += 1
         self.progress.failed += outcome.status == "failed"
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says; the name of one that we did not foresee says more than its message."""
+    return str(error) if isinstance(error, Her2CacheError) else f"not expected: {type(error).__name__}: {error}"
 
 
 def _now() -> str:

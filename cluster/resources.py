@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import ray._private.ray_constants
+import ray._private.worker
 
 from her2cache.errors import ConfigError
 
@@ -25,6 +28,8 @@ _LOCAL_ENVIRONMENT = {
 
 _OBJECT_STORE_BYTES = 512 << 20
 """Of an embedded Ray: blocks in flight are bounded to far less."""
+
+_ANSWER_S = 10.0
 
 
 def available_cpus() -> int:
@@ -67,23 +72,46 @@ def start_ray(address: str = "local") -> None:
             f"--address {address} is Ray Client, which cannot stream patches between actors; run the command on a node"
             " of the cluster with --address auto, or submit it with `ray job submit`"
         )
+    # Ray prints what it has to say of a dead worker on stdout, whatever log_to_driver says; the job reports it
+    ray._private.worker._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]
     if address != "local":
+        _require_answer(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"no Ray cluster answers at --address {address} ({error}); check it with `ray status`, or use local"
-            ) from error
+            raise _no_cluster(address, error) from error
         return
     os.environ.update(_LOCAL_ENVIRONMENT)
-    ray.init(
-        address="local",
-        num_cpus=available_cpus(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _temp_dir=_short_temp_dir(),
+    constants = ray._private.ray_constants
+    constants.ENABLE_RAY_CLUSTER, clusters = False, constants.ENABLE_RAY_CLUSTER  # the import of ray has read it
+    try:
+        ray.init(
+            address="local",
+            num_cpus=available_cpus(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=_short_temp_dir(),
+        )
+    finally:
+        constants.ENABLE_RAY_CLUSTER = clusters
+
+
+def _require_answer(address: str) -> None:
+    """Refuses a HOST:PORT where nothing listens, for which Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or for Ray to judge
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster answers at --address {address} ({error}); check it with `ray status`, or use local"
     )
 
 

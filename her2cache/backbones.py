@@ -6,7 +6,6 @@ numbers. A trunk here is its tensors and its spec, so that it travels between ma
 
 from __future__ import annotations
 
-import pickle
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import AlexNet_Weights, alexnet
@@ -63,8 +61,9 @@ class AlexNetEmbedder:
         self.batching = batching
         torch.set_num_threads(batching.threads)
         self._device = torch.device(batching.device)
-        self._model = alexnet(weights=None).features
-        self._model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in trunk.tensors.items()})
+        self._model = _empty_trunk()
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in trunk.tensors.items()}
+        self._model.load_state_dict(tensors, assign=True)
         self._model.eval().requires_grad_(requires_grad=False)
         self._model.to(device=self._device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._mean = torch.tensor(trunk.spec.mean, device=self._device).view(1, 3, 1, 1)
@@ -153,14 +152,14 @@ def _load_random(weights: str, offline: bool) -> tuple[Tensors, str | None]:
             "alexnet-random takes no weights file: it is torchvision's initialisation from a fixed seed"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs too
         state = alexnet(weights=None).features.state_dict()
     return _arrays(state), None
 
 
 def _load_imagenet(weights: str, offline: bool) -> tuple[Tensors, str | None]:
     if weights:
-        return _read_weights(Path(weights)), weights
+        return _read_weights(Path(weights)), str(Path(weights).resolve())
     remedy = "give a file with alexnet-imagenet=FILE (state dict of torchvision's alexnet, or of its .features)"
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.IMAGENET1K_V1.url).name
     if offline and not cached.exists():
@@ -185,8 +184,8 @@ def _read_weights(path: Path) -> Tensors:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # unpickling what is no pickle raises anything
+        reason = str(error).partition("\n")[0]
         raise WeightsMismatchError(
             f"{path} is not a weights file ({type(error).__name__}: {reason}); give a state dict, saved by"
             " torch or as safetensors"
@@ -198,14 +197,15 @@ def _read_weights(path: Path) -> Tensors:
 
 def _trunk_tensors(state: Mapping[str, Any], source: str) -> Tensors:
     """The trunk's tensors of a state dict of the trunk or of the whole network."""
-    expected = alexnet(weights=None).features.state_dict()
+    expected = _empty_trunk().state_dict()
+    names = {str(name): value for name, value in state.items()}
     found = {
-        name.removeprefix("features."): value for name, value in state.items() if not name.startswith("classifier.")
+        name.removeprefix("features."): value for name, value in names.items() if not name.startswith("classifier.")
     }
     wrong = sorted(
         name
         for name in expected.keys() | found.keys()
-        if name not in found or name not in expected or tuple(found[name].shape) != tuple(expected[name].shape)
+        if name not in expected or not isinstance(found.get(name), Tensor) or found[name].shape != expected[name].shape
     )
     if wrong:
         raise WeightsMismatchError(
@@ -213,6 +213,12 @@ def _trunk_tensors(state: Mapping[str, Any], source: str) -> Tensors:
             f" ({', '.join(wrong[:3])}); give a state dict of torchvision's alexnet, or of its .features"
         )
     return _arrays({name: found[name] for name in expected})
+
+
+def _empty_trunk() -> torch.nn.Module:
+    """`alexnet().features` without memory for its tensors: quick, and no draw from the process's generator."""
+    with torch.device("meta"):
+        return alexnet(weights=None).features
 
 
 def _arrays(state: Mapping[str, Tensor]) -> Tensors:

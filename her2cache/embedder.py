@@ -97,8 +97,17 @@ class FeatureSpace:
 
 
 def canonical_json(document: Mapping[str, Any]) -> str:
-    """JSON with sorted keys and no spaces: equal documents give equal text."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    """JSON with sorted keys and no spaces: equal documents give equal text, whether they say 1 or 1.0."""
+    return json.dumps(_whole(document), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _whole(value: Any) -> Any:
+    """The value with its whole floats as integers."""
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:

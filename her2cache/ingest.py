@@ -135,8 +135,7 @@ def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[Pa
         snap_tolerance=spec.snap_tolerance,
         allow_upsample=options.allow_upsample,
     )
-    picture, downsample = reader.overview(TISSUE_MPP, mpp)
-    tissue = find_tissue(picture, downsample, mpp, options.tissue)
+    tissue = find_tissue(reader.overview(TISSUE_MPP, mpp, reread=read.level), mpp, options.tissue)
     plan = plan_patches(spec, read, reader.level_sizes[read.level], tissue)
     path = slide.path.resolve()
     provenance = {
@@ -194,7 +193,8 @@ def _features(block: PatchBlock, embedder: Embedder) -> NDArray[np.float16] | Em
         stored = exact.astype(np.float16)
     if np.isfinite(stored[:, block.ok]).all():
         return stored
+    largest = np.abs(exact[:, block.ok]).max()
     return EmbedderError(
-        f"{embedder.spec.name} gives features up to {np.abs(exact).max():.3g}, which float16 cannot hold: its weights"
+        f"{embedder.spec.name} gives features up to {largest:.3g}, which float16 cannot hold: its weights"
         " or its normalisation are wrong, or it needs another dtype"
     )

@@ -50,7 +50,8 @@ def plan_read(
         SlideError: every level is coarser than the target, and `allow_upsample` is not set.
     """
     scales = [level0_mpp * downsample for downsample in downsamples]
-    fine_enough = [k for k, mpp in enumerate(scales) if mpp <= target_mpp * (1 + snap_tolerance)]
+    tolerance = snap_tolerance + 1e-9  # a level that is off by just the tolerance counts, whatever the rounding
+    fine_enough = [k for k, mpp in enumerate(scales) if mpp / target_mpp - 1 <= tolerance]
     if not fine_enough and not allow_upsample:
         raise SlideError(
             f"the slide has {level0_mpp:g} um/px, coarser than the target of {target_mpp:g}: patches would have to be"
@@ -58,7 +59,7 @@ def plan_read(
         )
     level = max(fine_enough, key=lambda k: scales[k]) if fine_enough else 0
     mpp = scales[level]
-    snaps = abs(mpp / target_mpp - 1) <= snap_tolerance
+    snaps = abs(mpp / target_mpp - 1) <= tolerance
     return ReadPlan(
         level=level,
         downsample=downsamples[level],

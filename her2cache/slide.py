@@ -8,9 +8,11 @@ between processes and open them there.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -20,13 +22,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiffslide import TiffSlide
 
+from her2cache import jpeg
 from her2cache.errors import DecodeError, MissingMppError, SlideOpenError
-from her2cache.tiling import WHITE, SegmentGrid
+from her2cache.overview import average
+from her2cache.tiling import SegmentGrid
+from her2cache.tissue import Overview
 from her2cache.units import MPP_RANGE, RgbImage
 
 KEEP_PX = 64_000_000
 """A level up to this size stays decoded (192 MB) when the overview had to decode it anyway, so that a
 slide of a single level is not decoded twice."""
+
+_RGB, _YCBCR = 2, 6  # TIFF tag PhotometricInterpretation
+_JPEG = 7  # TIFF tag Compression
+_JPEG_FAMILY = {6, 7, 34892, 33007}  # these share tables between segments
 
 MppSource = Literal["cohort", "file", "objective power"]
 
@@ -50,10 +59,14 @@ class SlideReader:
         self._pages = [level.pages[0] for level in series.levels]
         for k, page in enumerate(self._pages):
             _check_page(path, k, page, series.axes)
-        self.size: tuple[int, int] = slide.dimensions
         self.level_sizes: tuple[tuple[int, int], ...] = tuple((p.imagewidth, p.imagelength) for p in self._pages)
-        width, height = self.size
-        self.downsamples = tuple((width / w + height / h) / 2 for w, h in self.level_sizes)
+        if self.level_sizes != slide.level_dimensions:
+            raise SlideOpenError(
+                f"{path} is put together of several scanned areas, which this reader does not do; export each area as"
+                " a pyramidal TIFF of its own"
+            )
+        self.size: tuple[int, int] = self.level_sizes[0]
+        self.downsamples = tuple(_downsample(self.size, size) for size in self.level_sizes)
         self.decoded = [0] * len(self._pages)
         self._kept: dict[tuple[int, int], RgbImage | str | None] = {}
 
@@ -72,14 +85,19 @@ class SlideReader:
     @property
     def file_mpp(self) -> float | None:
         """Scale of level 0 by the file's metadata, um/px: the mean of x and y."""
-        x, y = self._properties.get("tiffslide.mpp-x"), self._properties.get("tiffslide.mpp-y")
-        return None if x is None or y is None else (float(x) + float(y)) / 2
+        x, y = self._number("tiffslide.mpp-x"), self._number("tiffslide.mpp-y")
+        return None if x is None or y is None else (x + y) / 2
 
     @property
     def objective_power(self) -> float | None:
         """Magnification of the objective by the file's metadata."""
-        power = self._properties.get("tiffslide.objective-power")
-        return None if power is None else float(power)
+        return self._number("tiffslide.objective-power")
+
+    def _number(self, name: str) -> float | None:
+        try:
+            return float(self._properties[name])
+        except (KeyError, TypeError, ValueError):  # not there, None, or text such as "40x"
+            return None
 
     def segment_grid(self, level: int) -> SegmentGrid:
         """How a level is cut into segments."""
@@ -125,71 +143,65 @@ class SlideReader:
             lock=page.parent.filehandle.lock,
         )
         for data, index in read if present else ():
-            yield index, self._decode(level, data, index)
+            if data is not None and len(data) < counts[index]:
+                yield index, "the file ends before its segment does"
+            else:
+                yield index, self._decode(level, data, index)
 
     def _decode(self, level: int, data: bytes | None, index: int) -> RgbImage | str | None:
         if data is None:
             return None
         page = self._pages[level]
         options: dict[str, Any] = {"_fullsize": page.is_tiled}
-        if page.compression in {6, 7, 34892, 33007}:  # the JPEG family shares its tables between segments
+        if page.compression in _JPEG_FAMILY:
             options |= {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
         self.decoded[level] += 1
+        if page.compression == _JPEG and (reason := jpeg.damage(data, page.jpegtables, page.jpegheader)):
+            return reason
         try:
             pixels = page.decode(data, index, **options)[0]
         except Exception as error:  # noqa: BLE001 - codecs raise what they like; the reason is recorded
             return f"{type(error).__name__}: {error}"
         return None if pixels is None else pixels[0, :, :, :3]
 
-    def overview(self, mpp: float, level0_mpp: float) -> tuple[RgbImage, float]:
+    def overview(self, mpp: float, level0_mpp: float, *, reread: int | None = None) -> Overview:
         """A picture of the whole slide at about a scale.
 
-        The coarsest level that is fine enough is averaged over whole numbers of pixels. A segment that
-        cannot be decoded is white here; it is found and counted when patches are read.
+        The coarsest level that is fine enough is averaged over whole numbers of pixels.
 
         Args:
             mpp: wanted scale, um/px.
             level0_mpp: scale of level 0, um/px.
-
-        Returns:
-            uint8 (height, width, 3), and its level-0 px per px.
+            reread: a level whose segments are asked for afterwards; those decoded here are kept for then.
         """
         fine = [k for k, downsample in enumerate(self.downsamples) if downsample * level0_mpp <= mpp]
         level = max(fine, key=lambda k: self.downsamples[k], default=0)
         step = max(1, round(mpp / (self.downsamples[level] * level0_mpp)))
-        return self._average(level, step), self.downsamples[level] * step
+        width, height = self.level_sizes[level]
+        keep = level == reread and width * height <= KEEP_PX
+        segments = self._decode_level(level, keep=keep)
+        image, undecodable = average(segments, self.segment_grid(level), (width, height), step)
+        return Overview(image, undecodable, self.downsamples[level] * step)
 
     def thumbnail(self, max_px: int) -> tuple[RgbImage, float]:
         """A picture of the whole slide whose longer side has at most `max_px`, and its level-0 px per px."""
         downsample = max(self.size) / max_px
-        image, reached = self.overview(downsample, 1.0)
+        overview = self.overview(downsample, 1.0)
+        image, reached = overview.image, overview.downsample
         height, width = image.shape[:2]
         if max(width, height) <= max_px:
             return image, reached
-        shrink = max_px / max(width, height)
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)), reached * width / size[0]
+        columns, rows = (max(1, int(side / downsample + 1e-6)) for side in self.size)
+        box = (0, 0, min(columns * downsample / reached, width), min(rows * downsample / reached, height))
+        return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BOX, box=box)), downsample
 
-    def _average(self, level: int, step: int) -> RgbImage:
-        width, height = self.level_sizes[level]
+    def _decode_level(self, level: int, *, keep: bool) -> Iterator[tuple[int, RgbImage | str | None]]:
         grid = self.segment_grid(level)
-        sums = np.zeros((math.ceil(height / step), math.ceil(width / step), 3), np.uint32)
-        keep = width * height <= KEEP_PX
-        for row in range(grid.rows):
-            start = row * grid.columns
+        for start in range(0, grid.rows * grid.columns, grid.columns):
             for index, pixels in self.segments(level, np.arange(start, start + grid.columns)):
                 if keep:
                     self._kept[level, index] = pixels
-                x, y = (index % grid.columns) * grid.width, row * grid.height
-                h, w = min(grid.height, height - y), min(grid.width, width - x)
-                block = (
-                    np.full((h, w, 3), WHITE, np.uint8) if pixels is None or isinstance(pixels, str) else pixels[:h, :w]
-                )
-                _add_blocks(sums, block, x, y, step)
-        rows = np.minimum(step, height - step * np.arange(sums.shape[0]))
-        columns = np.minimum(step, width - step * np.arange(sums.shape[1]))
-        area = (rows[:, None] * columns)[..., None].astype(np.uint32)
-        return ((sums + area // 2) // area).astype(np.uint8)
+                yield index, pixels
 
 
 def open_slide(path: Path) -> SlideReader:
@@ -198,31 +210,59 @@ def open_slide(path: Path) -> SlideReader:
     Raises:
         SlideOpenError: missing, a directory, not a slide, truncated, or of a kind this reader does not know.
     """
-    if path.is_dir():
-        raise SlideOpenError(f"{path} is a directory, not a slide; name a slide file or a cohort table")
-    if not path.is_file():
-        raise SlideOpenError(
-            f"{path} does not exist on this machine; correct the path, or mount the storage it lies on"
-        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tiffslide: NDPI metadata is parsed only in part, which is enough here
-            slide = TiffSlide(path)
-            slide.properties  # noqa: B018 - parsed lazily; fails here rather than later
+        if path.is_dir():
+            raise SlideOpenError(f"{path} is a directory, not a slide; name a slide file or a cohort table")
+        if not path.is_file():
+            raise SlideOpenError(
+                f"{path} does not exist on this machine; correct the path, or mount the storage it lies on"
+            )
+        return _open_tiff(path)
+    except SlideOpenError:
+        raise
     except PermissionError as error:
         raise SlideOpenError(
             f"{path} may not be read by this user ({error.strerror}); change its permissions"
         ) from error
     except Exception as error:
+        reason = str(error).partition("\n")[0]
         raise SlideOpenError(
-            f"{path} cannot be opened as a slide ({type(error).__name__}: {error}): it is not a TIFF-based slide, or is"
-            " truncated; compare its size with the original and copy it again"
+            f"{path} cannot be opened as a slide ({type(error).__name__}: {reason}): it is not a TIFF-based slide, or"
+            " is truncated; compare its size with the original and copy it again"
         ) from error
+
+
+def _open_tiff(path: Path) -> SlideReader:
+    with warnings.catch_warnings(), _tifffile_log() as log:
+        warnings.simplefilter("ignore")  # tiffslide: NDPI metadata is parsed only in part, which is enough here
+        slide = TiffSlide(path)
+        try:
+            reader = SlideReader(path, slide)
+            if any("invalid page offset" in message for message in log):
+                raise SlideOpenError(
+                    f"{path} is truncated: images that it lists lie behind its end; copy it again from the original"
+                )
+        except BaseException:
+            slide.close()
+            raise
+        return reader
+
+
+@contextmanager
+def _tifffile_log() -> Generator[list[str]]:
+    """Collects what tifffile would print of a damaged file."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("tifffile")
+    propagates = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
     try:
-        return SlideReader(path, slide)
-    except BaseException:
-        slide.close()
-        raise
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
 
 
 def resolve_mpp(slide: SlideReader, override: float | None, *, assume_power: bool = False) -> tuple[float, MppSource]:
@@ -279,26 +319,18 @@ def require_readable(path: Path, failed: int, planned: int, share: float, reason
 
 
 def _check_page(path: Path, level: int, page: Any, axes: str) -> None:
-    if axes not in {"YXS"} or page.samplesperpixel not in {3, 4} or page.dtype != np.uint8 or page.planarconfig != 1:
+    # tifffile turns YCbCr into RGB only where JPEG holds it
+    is_rgb = page.photometric == _RGB or (page.photometric == _YCBCR and page.compression in _JPEG_FAMILY)
+    if axes != "YXS" or page.samplesperpixel not in {3, 4} or page.dtype != np.uint8 or not is_rgb:
         raise SlideOpenError(
-            f"{path}: level {level} has axes {axes}, {page.samplesperpixel} samples of {page.dtype} a pixel, but patches"
-            " are 8-bit RGB; convert the file to a pyramidal RGB TIFF"
+            f"{path}: level {level} has axes {axes}, {page.samplesperpixel} samples of {page.dtype} a pixel, colours"
+            f" {getattr(page.photometric, 'name', page.photometric)}, but patches are 8-bit RGB; convert the file to a"
+            " pyramidal RGB TIFF"
         )
 
 
-def _add_blocks(sums: NDArray[np.uint32], pixels: RgbImage, x: int, y: int, step: int) -> None:
-    """Adds the pixels of a segment at (x, y) to the sums of the step x step blocks they lie in."""
-    height, width = pixels.shape[:2]
-    row_edges = _edges(y, height, step)
-    column_edges = _edges(x, width, step)
-    rows = np.add.reduceat(pixels, row_edges, axis=0, dtype=np.uint32)
-    blocks = np.add.reduceat(rows, column_edges, axis=1)
-    top, left = y // step, x // step
-    sums[top : top + len(row_edges), left : left + len(column_edges)] += blocks
-
-
-def _edges(start: int, length: int, step: int) -> NDArray[np.int64]:
-    """Offsets within a segment at which a new block of the overview begins."""
-    first = -start % step
-    edges = np.arange(first, length, step)
-    return edges if first == 0 else np.concatenate([[0], edges])
+def _downsample(full: tuple[int, int], size: tuple[int, int]) -> float:
+    """Level-0 px per level px. A level has whole pixels, so an integer that explains both its sides is meant."""
+    ratio = (full[0] / size[0] + full[1] / size[1]) / 2
+    whole = round(ratio)
+    return float(whole) if all(abs(f / whole - s) < 1 for f, s in zip(full, size, strict=True)) else ratio

@@ -93,12 +93,13 @@ def plan_patches(spec: PatchSpec, read: ReadPlan, level_size: tuple[int, int], t
     boxes = np.stack([x0, y0, x0 + side, y0 + side], axis=1)  # (grid, 4)
     boxes = np.minimum(boxes, [*level_size, *level_size])
     share = tissue.share(boxes * read.downsample)  # (grid,)
-    eligible = share >= spec.min_tissue
+    eligible = share >= spec.min_tissue - 1e-9  # a share is a quotient of sums: 1 may come out a bit less
     if not eligible.any():
         raise EmptyPlanError(
             f"none of {len(boxes)} patches of {spec.patch_px} px at {spec.mpp:g} um/px has {spec.min_tissue:.0%}"
-            f" tissue (the mask covers {tissue.mask.mean():.1%} of the slide): the slide is blank, smaller than a patch,"
-            " or of a stain the thresholds do not fit; choose the preset with --stain HE|IHC or lower --min-tissue"
+            f" tissue (the mask covers {tissue.mask.mean():.1%} of the slide): the slide is blank, smaller than a"
+            " patch, or of a stain the thresholds do not fit; choose the preset with --stain HE|IHC, or lower"
+            " --min-tissue"
         )
     boxes = boxes[eligible]
     return PatchPlan(

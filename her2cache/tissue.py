@@ -58,6 +58,21 @@ def preset(stain: str) -> TissueSettings:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """A picture of a whole slide.
+
+    Attributes:
+        image: uint8 (height, width, 3).
+        undecodable: bool (height, width), where the file could not be decoded; the image is white there.
+        downsample: level-0 px per px.
+    """
+
+    image: RgbImage
+    undecodable: BoolImage
+    downsample: float
+
+
+@dataclass(frozen=True)
 class TissueMask:
     """Where a slide has tissue.
 
@@ -87,28 +102,33 @@ class TissueMask:
             return ndimage.map_coordinates(area, [y, x], order=1, mode="nearest")
 
         tissue = corner(x1, y1) - corner(x0, y1) - corner(x1, y0) + corner(x0, y0)
-        return tissue / ((x1 - x0) * (y1 - y0))
+        return np.clip(tissue / ((x1 - x0) * (y1 - y0)), 0, 1)
 
 
-def find_tissue(thumbnail: RgbImage, downsample: float, level0_mpp: float, settings: TissueSettings) -> TissueMask:
-    """Thresholds a thumbnail, fills holes and drops specks.
+def find_tissue(overview: Overview, level0_mpp: float, settings: TissueSettings) -> TissueMask:
+    """Thresholds an overview, fills holes and drops specks.
+
+    What could not be decoded counts as tissue: so patches are planned there, and are counted as failed
+    instead of vanishing as glass.
 
     Args:
-        thumbnail: uint8 (height, width, 3).
-        downsample: level-0 px per thumbnail px.
+        overview: of the whole slide.
         level0_mpp: um per level-0 px; turns areas into pixels.
         settings: thresholds.
     """
-    mask = threshold(thumbnail, settings)
-    pixel_um2 = (downsample * level0_mpp) ** 2
-    mask = ~_drop_small(~mask, settings.hole_um2 / pixel_um2)
-    return TissueMask(_drop_small(mask, settings.speck_um2 / pixel_um2), downsample)
+    mask = threshold(overview.image, settings) | overview.undecodable
+    pixel_um2 = (overview.downsample * level0_mpp) ** 2
+    filled = np.asarray(ndimage.binary_fill_holes(mask), np.bool_)
+    holes = filled & ~mask  # never the glass around the tissue, however little of it there is
+    mask |= holes & ~_drop_small(holes, settings.hole_um2 / pixel_um2)
+    mask = _drop_small(mask, settings.speck_um2 / pixel_um2)
+    return TissueMask(mask | overview.undecodable, overview.downsample)
 
 
 def threshold(image: RgbImage, settings: TissueSettings) -> BoolImage:
     """Pixels within the thresholds, bool (height, width)."""
     hsv = np.asarray(Image.fromarray(image).convert("HSV"))
-    hue = hsv[..., 0] * (360 / 256)
+    hue = hsv[..., 0] * (360 / 255)
     saturation, value = hsv[..., 1] / 255, hsv[..., 2] / 255
     low, high = settings.hue_min, settings.hue_max
     in_hue = (hue >= low) & (hue <= high) if low <= high else (hue >= low) | (hue <= high)

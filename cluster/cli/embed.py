@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 
 from cluster.cli.output import Item, Outcome, count_of, err
 from cluster.cli.verb import verb
@@ -102,6 +103,8 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
 
 def summarise(report: EmbedReport, names: list[str], store: str) -> list[str]:
     """Lines for a person."""
+    from cluster.embed_job import ALREADY_EMBEDDED
+
     count = {s: sum(o.status == s for o in report.outcomes) for s in ("done", "skipped", "failed")}
     lines: list[str] = []
     if count["done"]:
@@ -109,14 +112,17 @@ def summarise(report: EmbedReport, names: list[str], store: str) -> list[str]:
         work = f"{report.patches:,} patches x {count_of(len(names), 'embedder')}"
         took = f"{report.seconds:.1f} s ({rate:,.0f} patches/s)"
         lines.append(f"{count_of(count['done'], 'slide')} embedded: {work} in {took}")
-    if count["skipped"]:
-        lines.append(f"{count_of(count['skipped'], 'slide')} skipped: already embedded, nothing to do")
+    there = sum(o.reason == ALREADY_EMBEDDED for o in report.outcomes)
+    if there:
+        lines.append(f"{count_of(there, 'slide')} skipped: already embedded, nothing to do")
+    if count["skipped"] > there:
+        lines.append(f"{count_of(count['skipped'] - there, 'slide')} not embedded: the job stopped at a failure")
     if count["failed"]:
         lines.append(
-            f"{count_of(count['failed'], 'slide')} failed; the reasons follow, and are kept in {store}/failures"
+            f"{count_of(count['failed'], 'slide')} failed; the reasons follow, and are kept in {escape(store)}/failures"
         )
     lines += [f"  {name}  space {key[:12]}" for name, key in zip(names, report.space_keys, strict=True)]
-    return [*lines, f"store {store}"]
+    return [*lines, f"store {escape(store)}"]
 
 
 class EmbedBar:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from her2cache.cohort import Slide, read_cohort
 from her2cache.errors import ConfigError
+from her2cache.ids import encode_slide_id
 
 TABLES = {".csv", ".parquet", ".pq"}
 
@@ -20,7 +21,7 @@ def slides_of(inputs: Sequence[Path], stain: str) -> list[Slide]:
 
     Raises:
         ConfigError: tables and slides are mixed, two files have one name, or no slide is left.
-        CohortError: the table has faults.
+        CohortError: the table has faults, or a file's name cannot be a slide_id.
     """
     if len(inputs) == 1 and inputs[0].suffix.lower() in TABLES:
         slides = list(read_cohort(inputs[0]).with_stain(stain).slides)
@@ -32,8 +33,9 @@ def slides_of(inputs: Sequence[Path], stain: str) -> list[Slide]:
         raise ConfigError(f"{tables[0]} is a cohort table; give one table, or slide files, not both")
     by_id: dict[str, Path] = {}
     for path in inputs:
+        encode_slide_id(path.stem)
         other = by_id.setdefault(path.stem, path)
-        if other is not path:
+        if other != path:
             raise ConfigError(
                 f"{other} and {path} would both be slide {path.stem!r}; list them in a cohort table, each with a"
                 " slide_id"

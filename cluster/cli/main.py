@@ -8,9 +8,15 @@ import click
 
 # verb -> "module:attribute"; imported only when the verb is used, so that `her2cache --help` is quick
 _VERBS = {
+    "demo": "cluster.cli.demo:demo",
+    "synth": "cluster.cli.synth:synth",
     "cohort": "cluster.cli.cohort:cohort",
     "embed": "cluster.cli.embed:embed",
-    "synth": "cluster.cli.synth:synth",
+    "init": "cluster.cli.sweep:init",
+    "sweep": "cluster.cli.sweep:sweep",
+    "score": "cluster.cli.score:score",
+    "heatmap": "cluster.cli.score:heatmap",
+    "report": "cluster.cli.score:report",
 }
 
 

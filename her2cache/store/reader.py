@@ -25,7 +25,9 @@ from her2cache.store.schema import (
     check_schema,
     commit_path,
     failure_path,
+    parse_json,
     space_path,
+    unreadable,
 )
 from her2cache.store.writer import COORDS_CHUNK, SlideShape, SlideWriter, features_chunk
 from her2cache.units import Coords
@@ -86,7 +88,7 @@ class FeatureStore:
             raise StoreError(
                 f"{uri} is not a feature store (no {STORE_RECORD}); make one with `her2cache embed --store`"
             )
-        check_schema(json.loads(data), f"{uri}/{STORE_RECORD}")
+        check_schema(parse_json(data, f"{uri}/{STORE_RECORD}"), f"{uri}/{STORE_RECORD}")
         return cls(records, verify=verify)
 
     @classmethod
@@ -127,17 +129,21 @@ class FeatureStore:
         raise StoreError(f"{self.uri} has no feature space {name_or_key!r}, only: {known}; run `her2cache embed` first")
 
     def _space(self, key: str) -> SpaceInfo:
-        record = json.loads(self._records.get(space_path(key)) or b"{}")
-        document = record["space"]
-        return SpaceInfo(
-            key=key,
-            name=record["name"],
-            dim=document["embedder"]["dim"],
-            views=document["views"],
-            dtype=document["dtype"],
-            document=document,
-            weights=record["weights"],
-        )
+        path = f"{self.uri}/{space_path(key)}"
+        record = parse_json(self._records.get(space_path(key)) or b"", path)
+        try:
+            document = record["space"]
+            return SpaceInfo(
+                key=key,
+                name=record["name"],
+                dim=document["embedder"]["dim"],
+                views=document["views"],
+                dtype=document["dtype"],
+                document=document,
+                weights=record["weights"],
+            )
+        except (KeyError, TypeError) as error:
+            raise unreadable(path, error) from error
 
     # -- slides
 
@@ -162,7 +168,7 @@ class FeatureStore:
                 f"slide {slide_id!r} has no features in space {space_key[:12]} of {self.uri}: it was not embedded,"
                 " or failed (see failures/); run `her2cache embed`"
             )
-        return CommitRecord.from_json(data, path)
+        return CommitRecord.from_json(data, f"{self.uri}/{path}")
 
     def features(self, slide_id: str, space_key: str, view: int = 0) -> NDArray[np.float16]:
         """Features of a slide, memory-mapped: processes of a machine share one page cache.
@@ -208,8 +214,9 @@ class FeatureStore:
         self._records.put(failure_path(failure.slide_id, failure.space_key), failure.to_json())
 
     def failures(self, space_key: str) -> Iterator[FailureRecord]:
-        """The failures of a space."""
+        """The failures of a space, without those of slides that were committed meanwhile."""
+        committed = set(self.slides(space_key))
         for path in self._records.list(f"failures/{space_key}"):
             data = self._records.get(path)
-            if data is not None:
-                yield FailureRecord.from_json(data, path)
+            if data is not None and decode_slide_id(Path(path).stem) not in committed:
+                yield FailureRecord.from_json(data, f"{self.uri}/{path}")

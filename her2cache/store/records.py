@@ -30,7 +30,7 @@ class Records:
             self._store = LocalStore(prefix=self.root, mkdir=True)
         except (BaseError, OSError) as error:
             raise StoreError(
-                f"{self.root} cannot be made a store ({error}); check the path and its permissions"
+                f"{self.root} cannot be made a store ({_first_line(error)}); check the path and its permissions"
             ) from error
 
     def put_new(self, path: str, data: bytes) -> bool:
@@ -41,20 +41,20 @@ class Records:
         """
         try:
             obstore.put(self._store, path, data, mode="create")
+            self._flush(path)
         except AlreadyExistsError:
             return False
         except (BaseError, OSError) as error:
-            raise StoreError(f"{self.root / path} cannot be written ({error}); check space and permissions") from error
-        sync_up_to(self.root / path, self.root)
+            raise _unwritable(self.root / path, error) from error
         return True
 
     def put(self, path: str, data: bytes) -> None:
         """Writes a record, over the one that may be there."""
         try:
             obstore.put(self._store, path, data)
+            self._flush(path)
         except (BaseError, OSError) as error:
-            raise StoreError(f"{self.root / path} cannot be written ({error}); check space and permissions") from error
-        sync_up_to(self.root / path, self.root)
+            raise _unwritable(self.root / path, error) from error
 
     def get(self, path: str) -> bytes | None:
         """A record's bytes, or None when there is none."""
@@ -63,7 +63,9 @@ class Records:
         except FileNotFoundError:
             return None
         except (BaseError, OSError) as error:
-            raise StoreError(f"{self.root / path} cannot be read ({error}); check its permissions") from error
+            raise StoreError(
+                f"{self.root / path} cannot be read ({_first_line(error)}); check its permissions"
+            ) from error
 
     def list(self, prefix: str) -> list[str]:
         """Paths of the records under a prefix, sorted."""
@@ -72,6 +74,26 @@ class Records:
     def delete(self, path: str) -> None:
         """Removes a record; nothing happens when there is none."""
         (self.root / path).unlink(missing_ok=True)
+
+    def _flush(self, path: str) -> None:
+        """Flushes a record to disk; one that cannot be is taken back, for its writer will take it for unwritten."""
+        try:
+            sync_up_to(self.root / path, self.root)
+        except OSError:
+            self.delete(path)
+            raise
+
+
+def _unwritable(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} cannot be written ({_first_line(error)}): the disk is full, or not writable; free some space or check"
+        " its permissions, and run the same command again"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """obstore's messages go on with a dump of their source."""
+    return str(error).partition("\n")[0]
 
 
 def sync_up_to(path: Path, root: Path) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,12 +172,32 @@ def _dump(document: dict[str, Any]) -> bytes:
 
 
 def _parse(kind: type[T], data: bytes, path: str) -> T:
+    document = parse_json(data, path)
+    check_schema(document, path)
+    try:
+        return kind(**{f.name: document[f.name] for f in fields(kind)})  # pyright: ignore[reportArgumentType]
+    except KeyError as error:
+        raise unreadable(path, error) from error
+
+
+def parse_json(data: bytes, path: str) -> dict[str, Any]:
+    """The JSON object in a record.
+
+    Raises:
+        CorruptFeaturesError: there is none.
+    """
     try:
         document = json.loads(data)
-        check_schema(document, path)
-        return kind(**{f.name: document[f.name] for f in fields(kind)})  # pyright: ignore[reportArgumentType]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFeaturesError(
-            f"{path} is not a readable record ({type(error).__name__}: {error}): it was damaged; run `her2cache store"
-            " verify`, and embed the slide again"
-        ) from error
+    except ValueError as error:
+        raise unreadable(path, error) from error
+    if not isinstance(document, dict):
+        raise unreadable(path, TypeError(f"{type(document).__name__} instead of an object"))
+    return cast("dict[str, Any]", document)
+
+
+def unreadable(path: str, error: Exception) -> CorruptFeaturesError:
+    """The error that a damaged record is."""
+    return CorruptFeaturesError(
+        f"{path} is not a readable record ({type(error).__name__}: {error}): it was damaged; run `her2cache store"
+        " verify`, and embed the slide again"
+    )

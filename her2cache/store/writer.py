@@ -73,6 +73,7 @@ class SlideWriter:
         self._rank[self._order] = np.arange(n_planned)
         self._written = np.zeros(n_planned, np.bool_)  # by store row
         self._failed = np.zeros(n_planned, np.bool_)
+        self._committed = False
         self._views = []
         try:
             self._views = [
@@ -107,7 +108,8 @@ class SlideWriter:
             "lost" when another writer committed first; this attempt is then removed.
 
         Raises:
-            IncompleteSlideError: rows are missing.
+            IncompleteSlideError: rows are missing, or none could be decoded.
+            StoreError: the disk is full or failing. Nothing is visible then; `discard` removes the attempt.
         """
         shape = self._shape
         if not self._written.all():
@@ -115,7 +117,28 @@ class SlideWriter:
                 f"slide {shape.slide_id}: {int((~self._written).sum())} of {len(self._written)} rows were never"
                 " written: a part of the job died; run the same command again"
             )
-        keep = ~self._failed
+        if self._failed.all():
+            raise IncompleteSlideError(
+                f"slide {shape.slide_id}: none of its {len(self._failed)} patches could be decoded: the file is"
+                " damaged; copy it again"
+            )
+        try:
+            record = self._finish(made)
+        except OSError as error:
+            raise StoreError(
+                f"{self._folder} cannot be finished ({error}): the disk is full or failing; free some space and run"
+                " the same command again"
+            ) from error
+        if not self._records.put_new(commit_path(shape.slide_id, shape.space_key), record.to_json()):
+            self.discard()
+            return "lost"
+        self._committed = True
+        self._records.delete(failure_path(shape.slide_id, shape.space_key))
+        return "committed"
+
+    def _finish(self, made: dict[str, Any]) -> CommitRecord:
+        """Turns the attempt into what its record says, flushed to disk and read back."""
+        shape, keep = self._shape, ~self._failed
         coords = shape.coords[self._order][keep]  # (n_patches, 2)
         n_patches = len(coords)
         for view, mapped in enumerate(self._views):
@@ -128,9 +151,8 @@ class SlideWriter:
         written[:] = coords
         written.flush()
         chunks.seal(self._folder / COORDS_CHUNK, coords.nbytes)
-        _describe(self._folder, shape, n_patches)
-
-        record = CommitRecord(
+        _describe(self._folder, shape, coords)
+        return CommitRecord(
             space_key=shape.space_key,
             slide_id=shape.slide_id,
             attempt=self.attempt,
@@ -144,11 +166,6 @@ class SlideWriter:
             slide=shape.slide,
             made=made,
         )
-        if not self._records.put_new(commit_path(shape.slide_id, shape.space_key), record.to_json()):
-            self.discard()
-            return "lost"
-        self._records.delete(failure_path(shape.slide_id, shape.space_key))
-        return "committed"
 
     def _digest(self, n_patches: int) -> str:
         """Digest of what lies on disk, read back through the checks every reader makes."""
@@ -161,24 +178,24 @@ class SlideWriter:
         return features_digest(coords, views)
 
     def discard(self) -> None:
-        """Removes the attempt."""
+        """Removes the attempt, unless it is committed.
+
+        Emptied folders above it stay: another writer may be about to make its attempt in them.
+        """
         self._views = []
-        shutil.rmtree(self._folder, ignore_errors=True)
-        for parent in (self._folder.parent, self._folder.parent.parent):  # emptied folders go too
-            try:
-                parent.rmdir()
-            except OSError:
-                return
+        if not self._committed:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _describe(folder: Path, shape: SlideShape, n_patches: int) -> None:
+def _describe(folder: Path, shape: SlideShape, coords: Coords) -> None:
     """Writes the Zarr metadata of an attempt, checks it against the chunk files, and flushes the lot."""
+    n_patches = len(coords)
     group = zarr.create_group(store=folder, attributes={"slide_id": shape.slide_id, "space_key": shape.space_key})
     _add_array(group, "coords", (n_patches, 2), (n_patches, 2), "int32", 0)
     whole, chunk = (shape.views, n_patches, shape.dim), (1, n_patches, shape.dim)
     _add_array(group, "features", whole, chunk, shape.dtype, float("nan"))
-    coords = zarr.open_group(store=folder, mode="r")["coords"]
-    if not isinstance(coords, zarr.Array) or not np.array_equal(np.asarray(coords[:]).shape, (n_patches, 2)):
+    found = zarr.open_group(store=folder, mode="r")["coords"]
+    if not isinstance(found, zarr.Array) or not np.array_equal(np.asarray(found[:]), coords):
         raise StoreError(f"{folder} does not read back through zarr: the disk is failing; run the same command again")
     for path in sorted(folder.rglob("*"), reverse=True):
         sync_up_to(path, path)
@@ -196,5 +213,4 @@ def _add_array(
         dtype=dtype,
         compressors=[Crc32cCodec()],
         fill_value=fill,
-        config={"write_empty_chunks": True},
     )

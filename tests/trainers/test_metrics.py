@@ -50,16 +50,12 @@ def test_equal_to_scikit_learn_where_defined(
     ):
         expected = score(y, predicted, labels=present, average="macro", zero_division=0)
         assert got[name] == pytest.approx(expected)
-        for c, value in zip(
-            present, score(y, predicted, labels=present, average=None, zero_division=0), strict=True
-        ):
+        for c, value in zip(present, score(y, predicted, labels=present, average=None, zero_division=0), strict=True):
             assert got[f"{name}_{c}"] == pytest.approx(value)
 
     if len(present) == classes:
         expected = (
-            sk.roc_auc_score(y, p, multi_class="ovr", average="macro")
-            if classes > 2
-            else sk.roc_auc_score(y, p[:, 1])
+            sk.roc_auc_score(y, p, multi_class="ovr", average="macro") if classes > 2 else sk.roc_auc_score(y, p[:, 1])
         )
         assert got["auc"] == pytest.approx(expected)
     for c in range(classes):
@@ -115,9 +111,7 @@ def test_one_class_alone_has_no_auc_and_no_kappa() -> None:
         ([0, 1], np.array([[np.nan, 1.0], [0.5, 0.5]]), "finite"),
     ],
 )
-def test_what_cannot_be_evaluated(
-    labels: list[int], probabilities: NDArray[np.float64], message: str
-) -> None:
+def test_what_cannot_be_evaluated(labels: list[int], probabilities: NDArray[np.float64], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(labels, probabilities, 2)
 

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from her2cache.errors import SweepError
 from trainers.metrics import evaluate
-from trainers.report import read_results, selected_runs, table, table2_rows, write_report
+from trainers.report import read_results, selected_runs, slides_tested, table, table2_rows, write_report
 
 FOLDS, BAGS, CASES = 3, 200, 8
 
@@ -134,6 +134,10 @@ def test_table2_by_hand(sweep: Path) -> None:
     assert (first["n_folds"], first["n_cases"], first["n_classes"]) == (FOLDS, CASES, 4)
     assert (first["learning_rate"], first["weight_decay"]) == (1e-3, 1e-5)
     assert first["auc_class_ci95"] > 0
+
+
+def test_slides_tested(sweep: Path) -> None:
+    assert slides_tested(sweep) == [f"s{k}" for k in range(CASES)]
 
 
 def test_folds_with_different_classes_have_no_mean(sweep: Path) -> None:

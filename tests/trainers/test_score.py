@@ -35,14 +35,10 @@ class DirectModel:
 
     def patch_scores(self, features: NDArray[np.float64]) -> PatchScores:
         s = np.tanh(features @ self.W2.T) @ self.w1
-        return PatchScores(
-            s.astype(np.float32), (features @ self.W.T).astype(np.float32), self.b.astype(np.float32)
-        )
+        return PatchScores(s.astype(np.float32), (features @ self.W.T).astype(np.float32), self.b.astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    ("n_patches", "size", "count"), [(250, 20, 1), (250, 20, 3), (20, 20, 2), (7, 20, 2)]
-)
+@pytest.mark.parametrize(("n_patches", "size", "count"), [(250, 20, 1), (250, 20, 3), (20, 20, 2), (7, 20, 2)])
 def test_equal_to_the_direct_forward_pass_of_every_bag(n_patches: int, size: int, count: int) -> None:
     features = np.random.default_rng(5).normal(size=(n_patches, 12))
     models = [DirectModel(seed) for seed in range(count)]

@@ -1,0 +1,144 @@
+"""A training batch of 64 bags x 100 patches x 1,024 features, from stored vectors.
+
+Three things are held against it, on two threads: the two matrix products that no implementation can do without
+(the best of their two layouts), and the same batch as the original code did it, with augmentation and the
+embedder in the loop.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.models import alexnet
+from torchvision.transforms import v2
+
+from benchmarks.harness import Row, interleaved, main, over_floor, times_faster
+from her2cache.bags import Bags, BagSampler
+from trainers.features import FeatureRows
+from trainers.fit import PART_BAGS
+from trainers.model import AttentionMIL
+from trainers.stack import Configuration, Stack
+
+BAGS, SIZE, DIM, UNITS, CLASSES = 64, 100, 1024, 256, 4
+SLIDES, PATCHES, VIEWS, PATCH_PX = 8, 2500, 8, 96
+THREADS = 2
+
+
+def stored_features(folder: Path) -> dict[str, list[np.memmap]]:
+    """Memory-mapped float16 views like a trained AlexNet's features: no negatives, many zeros."""
+    rng = np.random.default_rng(0)
+    maps: dict[str, list[np.memmap]] = {}
+    for i in range(SLIDES):
+        maps[f"slide_{i}"] = []
+        for view in range(VIEWS):
+            path, shape = folder / f"{i}_{view}.f16", (PATCHES, DIM)
+            np.maximum(rng.standard_normal(shape, np.float32) - 0.67, 0).astype(np.float16).tofile(path)
+            maps[f"slide_{i}"].append(np.memmap(path, np.float16, "r", shape=shape))
+    return maps
+
+
+def stored_step(features: dict[str, list[np.memmap]], runs: int = 1) -> Callable[[], None]:
+    """One batch of `runs` stacked models, new bags each time: gather, forward, backward, Adam."""
+    sampler = BagSampler(dict.fromkeys(features, PATCHES), SIZE, seed=0, views=VIEWS)
+    rows = FeatureRows(features, sampler.slides, PART_BAGS * SIZE)
+    stack = Stack(
+        AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=0),
+        [Configuration(1e-4 / (r + 1), 1e-5) for r in range(runs)],
+    )
+    labels = torch.arange(SLIDES) % CLASSES
+    epoch = sampler.training(100 * BAGS, epoch=0)
+    batch = 0
+
+    def parts(bags: Bags) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, BAGS, PART_BAGS):
+            part = bags[start : start + PART_BAGS]
+            yield rows.bags(part), labels[part.slide]
+
+    def step() -> None:
+        nonlocal batch
+        start = batch % 100 * BAGS
+        stack.train_batch(parts(epoch[start : start + BAGS]), BAGS)
+        batch += 1
+
+    return step
+
+
+def products(layout: str) -> Callable[[], None]:
+    """The forward product and the weight gradient of one batch, features already float32 in memory."""
+    x = torch.relu(torch.randn(BAGS * SIZE, DIM))
+    w = torch.randn(UNITS + CLASSES, DIM)
+    gradient = torch.empty_like(w)
+    rows_last = torch.empty(len(w), len(x))
+    rows_first = torch.empty(len(x), len(w))
+
+    def rows_last_products() -> None:
+        torch.mm(w, x.T, out=rows_last)
+        torch.mm(rows_last, x, out=gradient)
+
+    def rows_first_products() -> None:
+        torch.mm(x, w.T, out=rows_first)
+        torch.mm(rows_first.T, x, out=gradient)
+
+    return rows_last_products if layout == "rows last" else rows_first_products
+
+
+def loop_step() -> Callable[[], None]:
+    """One batch with the embedder in the loop: augment every patch, embed it, train on the result."""
+    augment = v2.Compose(
+        [
+            v2.ColorJitter(0.1, 0.1, 0.1, 0.1),
+            v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=10, fill=245),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            v2.RandomApply([v2.GaussianNoise(sigma=0.1, clip=False)], 0.5),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (BAGS * SIZE, PATCH_PX, PATCH_PX, 3), np.uint8)
+    embedder = alexnet(weights=None).features.eval().requires_grad_(False)
+    model = AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=0)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5)
+    labels = torch.arange(BAGS) % CLASSES
+
+    def step() -> None:
+        bags: list[Tensor] = []
+        for start in range(0, len(patches), SIZE):
+            bag = torch.stack([augment(Image.fromarray(p)) for p in patches[start : start + SIZE]])
+            with torch.no_grad():
+                bags.append(embedder(bag).flatten(1))  # (size, dim)
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(model(torch.stack(bags)), labels).backward()
+        adam.step()
+
+    return step
+
+
+def measure() -> list[Row]:
+    torch.set_num_threads(THREADS)
+    with tempfile.TemporaryDirectory() as folder:
+        features = stored_features(Path(folder))
+        times = interleaved(
+            {
+                "batch": stored_step(features),
+                "rows last": products("rows last"),
+                "rows first": products("rows first"),
+            },
+            rounds=41,
+            warm_up=3,
+        )
+        floor = min(times["rows last"], times["rows first"])
+        rows = [over_floor("batch 64 x 100 x 1024 over its two matrix products", times["batch"], floor, bar=1.35)]
+        loop = interleaved({"loop": loop_step(), "batch": stored_step(features)}, rounds=1, warm_up=0)
+    rows.append(times_faster("batch over embedder in the loop (1 round)", times["batch"], loop["loop"], bar=250))
+    return rows
+
+
+if __name__ == "__main__":
+    main("bench_train: one training batch from stored vectors", measure)

@@ -1,0 +1,42 @@
+"""Embedding more slides into a feature space that a store already has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.embed_job import EmbedOptions, EmbedReport, embed_slides
+from her2cache.backbones import load_trunk
+from her2cache.cohort import Slide
+from her2cache.errors import WeightsMismatchError
+from her2cache.ingest import ReadOptions
+from her2cache.store.reader import FeatureStore, SpaceInfo
+from her2cache.tiling import PatchSpec
+from her2cache.tissue import TissueSettings
+
+
+def embed_more(
+    slides: Sequence[Slide], space: SpaceInfo, store: FeatureStore, options: EmbedOptions | None = None
+) -> EmbedReport:
+    """Embeds slides exactly as those that a space already holds.
+
+    Args:
+        slides: which; those already there are skipped.
+        space: of the store; its document says how patches are cut and tissue is found.
+        store: where features go.
+        options: of the job.
+
+    Raises:
+        WeightsMismatchError: the weights at hand are not those of the space.
+        EmbedderError: the weights are not at hand.
+    """
+    patch = PatchSpec(**space.document["patch"])
+    request = space.name if space.weights is None else f"{space.name}={space.weights}"
+    trunk = load_trunk(request, patch.patch_px)
+    expected = space.document["embedder"]["weights_sha256"]
+    if trunk.spec.weights_sha256 != expected:
+        raise WeightsMismatchError(
+            f"{request} holds weights {trunk.spec.weights_sha256[:12]}, space {space.key[:12]} was made with"
+            f" {expected[:12]}: the file was replaced; put the old one back, or embed the slide with `her2cache embed`"
+        )
+    reading = ReadOptions(patch=patch, tissue=TissueSettings(**space.document["tissue"]))
+    return embed_slides(slides, [trunk], store, reading, options or EmbedOptions())

@@ -1,0 +1,96 @@
+"""Damage that a JPEG decoder passes over.
+
+libjpeg fills what it cannot read with grey and goes on; only its warnings tell, and imagecodecs does not
+hand them on. The checks here cost about a hundredth of decoding. They see data that breaks off, markers
+amid the pixels, and blocks of zeros (a hole in a copied file); JPEG has no checksum, so a few flipped
+bits go unseen. Markers and tables: ITU-T T.81, annex B.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+_END = b"\xff\xd9"
+_RESTARTS = range(0xD0, 0xD8)
+_BASELINE, _HUFFMAN, _SCAN = {0xC0, 0xC1}, 0xC4, 0xDA
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # neither a stuffed 0xFF nor a restart
+_HOLE = bytes(32)
+
+
+def damage(data: bytes, tables: bytes | None = None, header: bytes | None = None) -> str | None:
+    """Why the data of a segment cannot be whole, or None where nothing shows.
+
+    Args:
+        data: a JPEG stream; or with `header`, a part of one between restart markers.
+        tables: tables that the stream leaves out.
+        header: the head of the stream that `data` is a part of.
+    """
+    end = data.rfind(_END)
+    if end < 0:
+        if not (data[-2:-1] == b"\xff" and data[-1] in _RESTARTS):
+            return "its JPEG data breaks off"
+        end = len(data)
+    head = _shared_head(header) if header else _head(data)
+    if not head.length:
+        return "its JPEG header is broken"
+    start = 0 if header else head.length
+    while end > start and data[end - 1] == 0xFF:  # fill bytes
+        end -= 1
+    if head.one_pass and _MARKER.search(data, start, end):
+        return "its JPEG data has a marker amid the pixels"
+    zeros_mean_flat = head.zeros_mean_flat and _shared_head(tables or b"").zeros_mean_flat
+    if not zeros_mean_flat and data.find(_HOLE, start, end) >= 0:
+        return "its JPEG data has a hole"
+    return None
+
+
+@dataclass
+class _Head:
+    """What comes before the pixels.
+
+    Attributes:
+        length: bytes up to the first pixels; 0 if there are none.
+        one_pass: whether all components come in one pass, with no marker but restarts.
+        zeros_mean_flat: whether zero bits may stand for flat blocks, because the first code of each AC table
+            is the end of a block.
+    """
+
+    length: int = 0
+    one_pass: bool = False
+    zeros_mean_flat: bool = True
+
+
+def _head(stream: bytes) -> _Head:
+    head = _Head()
+    components = 0
+    position = 2
+    while position + 4 <= len(stream) and stream[position] == 0xFF:
+        kind = stream[position + 1]
+        if kind == 0xFF:  # a fill byte
+            position += 1
+            continue
+        stop = position + 2 + int.from_bytes(stream[position + 2 : position + 4])
+        payload = stream[position + 4 : stop]
+        position = stop
+        if kind in _BASELINE and len(payload) > 5:
+            components = payload[5]
+        elif kind == _HUFFMAN:
+            head.zeros_mean_flat &= _zeros_end_blocks(payload)
+        elif kind == _SCAN and payload:
+            head.length, head.one_pass = stop, payload[0] == components
+            break
+    return head
+
+
+_shared_head = lru_cache(maxsize=16)(_head)
+
+
+def _zeros_end_blocks(tables: bytes) -> bool:
+    """Whether a zero bit, or a few of them, end a block in each AC table: then they are its first symbol."""
+    while len(tables) > 17:
+        if tables[0] >= 0x10 and tables[17] != 0:
+            return False
+        tables = tables[17 + sum(tables[1:17]) :]
+    return True

@@ -1,0 +1,242 @@
+"""A sweep over a real store under a real Ray, small: 2 embedders x 2 folds x 2 configurations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from cluster.cli.sweep import init, sweep
+from cluster.resources import ray_session
+from cluster.sweep import SweepOptions, SweepReport, run_sweep
+from her2cache.errors import Her2CacheError, SweepError
+from her2cache.store.reader import FeatureStore
+from tests.planted import planted_store
+from trainers.config import read_experiment
+from trainers.model import TrainedModel
+from trainers.study import open_study
+
+EXPERIMENT = """\
+[data]
+cohort = "cohort.csv"
+store = "store"
+embedders = ["good", "poor"]
+[splits]
+folds = 2
+test_slides = 4
+[bags]
+size = 20
+per_epoch = 192
+validation = 60
+test = 60
+[model]
+attention_units = 16
+[training]
+epochs = 3
+batch_bags = 16
+learning_rate = [1e-2, 1e-5]
+weight_decay = [1e-4]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    with ray_session():
+        yield
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    planted_store(folder, {"good": 6.0, "poor": 0.0})
+    (folder / "experiment.toml").write_text(EXPERIMENT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(project: Path) -> SweepReport:
+    return run_sweep(project / "experiment.toml", project / "sweep", SweepOptions())
+
+
+def copy_of(project: Path, to: Path) -> Path:
+    for name in ("store", "sweep"):
+        shutil.copytree(project / name, to / name)
+    for name in ("experiment.toml", "cohort.csv"):
+        shutil.copyfile(project / name, to / name)
+    return to
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(sweep, [str(a) for a in arguments])
+
+
+def tables(out: Path) -> dict[str, bytes]:
+    """Everything that must not depend on how a sweep came about; times do."""
+    runs = pq.read_table(out / "runs.parquet").drop_columns(["seconds"])
+    names = ("results.parquet", "predictions.parquet", "table2.csv", "splits.csv")
+    return {name: (out / name).read_bytes() for name in names} | {"runs": str(runs.to_pylist()).encode()}
+
+
+def test_the_files_of_a_sweep(done: SweepReport, project: Path) -> None:
+    out = project / "sweep"
+    names = {"experiment.toml", "environment.json", "splits.csv", "runs.parquet", "results.parquet"}
+    names |= {"predictions.parquet", "table2.csv", "roc.csv", "roc.png"}
+    assert set(done.written) == names
+    assert {p.name for p in out.iterdir()} == names | {"ledger", "checkpoints"}
+    assert (out / "experiment.toml").read_text() == EXPERIMENT
+
+    runs = pq.read_table(out / "runs.parquet").to_pylist()
+    assert len(runs) == 2 * 2 * 2 * 3
+    assert sum(r["best"] for r in runs) == len(done.runs) == 8
+    results = pq.read_table(out / "results.parquet").to_pylist()
+    assert [(r["embedder"], r["fold"]) for r in results] == [("good", 0), ("good", 1), ("poor", 0), ("poor", 1)]
+    for r in results:
+        assert (r["task"], r["n_bags"], r["n_slides"], r["n_cases"]) == ("four", 60, 4, 4)
+        best = [x for x in runs if x["run_id"] == r["run_id"] and x["best"]]
+        assert [(x["epoch"], x["val_loss"]) for x in best] == [(r["epoch"], r["val_loss"])]
+    predictions = pq.read_table(out / "predictions.parquet").to_pylist()
+    assert len(predictions) == 4 * 60
+    assert all(sum(row[f"p_{c}"] for c in range(4)) == pytest.approx(1) for row in predictions)
+
+
+def test_the_signal_is_found_where_it_is(done: SweepReport, project: Path) -> None:
+    auc: dict[str, list[float]] = {"good": [], "poor": []}
+    for row in pq.read_table(project / "sweep" / "results.parquet").to_pylist():
+        auc[row["embedder"]].append(row["bag_auc"])
+    assert np.mean(auc["good"]) > 0.75
+    assert 0.2 < np.mean(auc["poor"]) < 0.8
+
+
+def test_only_the_chosen_configuration_is_tested(done: SweepReport, project: Path) -> None:
+    tested = {r["run_id"] for r in pq.read_table(project / "sweep" / "results.parquet").to_pylist()}
+    for embedder in ("good", "poor"):
+        losses: dict[float, list[float]] = {}
+        for run in done.runs:
+            if run.embedder == embedder:
+                losses.setdefault(run.configuration.learning_rate, []).append(run.val_loss)
+        chosen = min(losses, key=lambda rate: float(np.mean(losses[rate])))
+        own = {r.run_id for r in done.runs if r.embedder == embedder and r.configuration.learning_rate == chosen}
+        assert own == {i for i in tested if i.startswith(embedder)}
+
+
+def test_checkpoints_name_experiment_and_space(done: SweepReport, project: Path) -> None:
+    experiment = read_experiment(project / "experiment.toml").digest()
+    keys = {s.name: s.key for s in FeatureStore.open(project / "store").spaces()}
+    for run in done.runs:
+        path = project / "sweep" / "checkpoints" / f"{run.run_id}.safetensors"
+        origin = TrainedModel.load(path, space_key=keys[run.embedder]).origin
+        assert (origin.experiment, origin.run_id, origin.epoch) == (experiment, run.run_id, run.best)
+
+
+def test_resuming_does_only_what_is_missing(done: SweepReport, project: Path, tmp_path: Path) -> None:
+    copy = copy_of(project, tmp_path)
+    out, file = copy / "sweep", copy / "experiment.toml"
+    before = tables(out)
+    with pytest.raises(SweepError, match="add --resume"):
+        run_sweep(file, out, SweepOptions())
+
+    lost = done.runs[0].run_id
+    (out / "ledger" / f"{lost}.json").unlink()
+    stamps = {p.name: p.stat().st_mtime_ns for p in (out / "ledger").iterdir()}
+    for name in ("results.parquet", "predictions.parquet", "table2.csv"):
+        (out / name).unlink()
+    report = run_sweep(file, out, SweepOptions(resume=True))
+    assert report.resumed == {r.run_id for r in done.runs} - {lost}
+    assert tables(out) == before
+    touched = {p.name for p in (out / "ledger").iterdir() if p.stat().st_mtime_ns != stamps.get(p.name)}
+    assert touched == {f"{r.run_id}.json" for r in done.runs[:2]}  # the whole stack of the lost run, and no other
+
+    again = run_sweep(file, out, SweepOptions(resume=True))
+    assert again.resumed == {r.run_id for r in done.runs}
+    assert tables(out) == before
+
+
+def test_another_experiment_does_not_mix_in(done: SweepReport, project: Path, tmp_path: Path) -> None:
+    copy = copy_of(project, tmp_path)
+    file = copy / "experiment.toml"
+    file.write_text(EXPERIMENT.replace("epochs = 3", "epochs = 4"))
+    with pytest.raises(SweepError, match="of another experiment"):
+        run_sweep(file, copy / "sweep", SweepOptions(resume=True))
+    file.write_text(EXPERIMENT)
+    cohort = (copy / "cohort.csv").read_text().splitlines()
+    (copy / "cohort.csv").write_text("\n".join(cohort[:-1]))
+    with pytest.raises(SweepError, match="cohort or store"):
+        run_sweep(file, copy / "sweep", SweepOptions(resume=True))
+    with pytest.raises(SweepError, match="not empty and holds no sweep"):
+        run_sweep(file, copy / "store", SweepOptions(resume=True))
+
+
+def test_the_test_set_is_not_read_before_selection(done: SweepReport, project: Path, tmp_path: Path) -> None:
+    """With the features of every test slide gone, all training and selection still happens."""
+    copy = copy_of(project, tmp_path)
+    shutil.rmtree(copy / "sweep")
+    splits = [line.split(",") for line in (project / "sweep" / "splits.csv").read_text().splitlines()[1:]]
+    for slide in (row[0] for row in splits if row[4] == "test"):
+        (copy / "store" / "attempts" / slide).rename(copy / f"hidden-{slide}")
+    with pytest.raises(Her2CacheError, match="is gone"):
+        run_sweep(copy / "experiment.toml", copy / "sweep", SweepOptions())
+    assert len(list((copy / "sweep" / "ledger").iterdir())) == 8
+    assert not (copy / "sweep" / "results.parquet").exists()
+
+    for hidden in copy.glob("hidden-*"):
+        hidden.rename(copy / "store" / "attempts" / hidden.name.removeprefix("hidden-"))
+    run_sweep(copy / "experiment.toml", copy / "sweep", SweepOptions(resume=True))
+    assert tables(copy / "sweep") == tables(project / "sweep")
+
+
+def test_a_fit_that_fails_is_told_and_the_others_go_on(done: SweepReport, project: Path, tmp_path: Path) -> None:
+    copy = copy_of(project, tmp_path)
+    shutil.rmtree(copy / "sweep")
+    bad = FeatureStore.open(copy / "store").find_space("poor")
+    splits = open_study(read_experiment(copy / "experiment.toml")).splits
+    attempts = copy / "store" / "attempts" / splits.training(0)[0].slide_id / bad.key
+    (damaged,) = attempts.glob("*/features/c/0/0/0")
+    with damaged.open("r+b") as file:
+        file.write(b"\xff\xff")
+    result = command(copy / "experiment.toml", "--out", copy / "sweep", "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 1, result.output
+    assert {i["id"].split("-")[0]: i["status"] for i in found["items"]} == {"good": "done", "poor": "failed"}
+    assert all("does not match its crc32c" in i["reason"] for i in found["items"] if i["status"] == "failed")
+    assert {r["embedder"] for r in pq.read_table(copy / "sweep" / "results.parquet").to_pylist()} == {"good"}
+    reasons = {r["embedder"]: r["reason"] for r in pq.read_table(copy / "sweep" / "runs.parquet").to_pylist()}
+    assert "crc32c" in reasons["poor"]
+    assert reasons["good"] == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("epochs = 3", "epoch = 3"), "[training] epoch is not known"),
+        (('"good", "poor"', '"unknown"'), "no feature space 'unknown'"),
+        (('"good", "poor"', '"good", "good"'), "names a feature space twice"),
+        (('"store"', '"nowhere"'), "is not a feature store"),
+        (('"cohort.csv"', '"nowhere.csv"'), "nowhere.csv"),
+        (("size = 20", "size = 61"), "has 60 patches, a bag needs 61"),
+        (("folds = 2", "folds = 50"), "cannot make 50 folds"),
+    ],
+)
+def test_what_cannot_run_is_told_in_one_line(change: tuple[str, str], message: str, project: Path) -> None:
+    (project / "bad.toml").write_text(EXPERIMENT.replace(*change))
+    result = command(project / "bad.toml", "--out", project / "bad")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (project / "bad").exists()
+
+
+def test_init_writes_files_that_can_be_read(tmp_path: Path) -> None:
+    result = CliRunner().invoke(init, [str(tmp_path / "new")])
+    assert result.exit_code == 0
+    for name in ("paper.toml", "quick.toml"):
+        read_experiment(tmp_path / "new" / name)
+    (tmp_path / "new" / "quick.toml").write_text("mine")
+    again = json.loads(CliRunner().invoke(init, [str(tmp_path / "new"), "--json"]).stdout)
+    assert {i["id"]: i["status"] for i in again["items"]} == {"paper.toml": "skipped", "quick.toml": "skipped"}
+    assert (tmp_path / "new" / "quick.toml").read_text() == "mine"

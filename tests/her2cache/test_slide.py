@@ -1,0 +1,335 @@
+"""Opening slides, good and bad; their scale, their overview, and each segment decoded once."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import tiffslide
+
+from her2cache.errors import DecodeError, MissingMppError, SlideError, SlideOpenError
+from her2cache.slide import SlideReader, file_sha256, open_slide, require_readable, resolve_mpp
+from her2cache.units import RgbImage
+from tests.slides import GLASS, corrupt, level_pixels, make_sparse, texture, write_slide
+
+APERIO = "Aperio Image Library v12.0.0 \r\n500x400 [0,0 500x400] (64x64) JPEG/RGB Q=90|AppMag = 40|MPP = {mpp}"
+
+
+def _refused(path: Path, *words: str) -> None:
+    """Opening fails with one line that names the file, the cause and a remedy."""
+    with pytest.raises(SlideOpenError) as caught:
+        open_slide(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert ";" in message  # fact and cause; remedy
+    for word in words:
+        assert word in message
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+class TestRefused:
+    def test_missing(self, tmp_path: Path) -> None:
+        _refused(tmp_path / "no.svs", "does not exist", "correct the path")
+
+    def test_directory(self, tmp_path: Path) -> None:
+        _refused(tmp_path, "is a directory", "name a slide file")
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"\0" * 5000, b"slide_id,case_id\n1,2\n" * 100, b"\x89PNG\r\n\x1a\n", b"II*\0"]
+    )
+    def test_no_tiff(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "text.svs"
+        path.write_bytes(content)
+        _refused(path, "not a TIFF-based slide", "copy it again")
+
+    def test_unreadable(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="her2cache-"))  # pytest's own folders are closed to other users
+        folder.chmod(0o755)
+        path = write_slide(folder / "closed.tiff", texture(100, 100))
+        path.chmod(0o000)
+        inner = folder / "closed"
+        inner.mkdir(mode=0o000)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root may read everything
+            _refused(path, "may not be read", "change its permissions")
+            _refused(inner / "slide.tiff", "may not be read", "change its permissions")
+        finally:
+            os.seteuid(user)
+            shutil.rmtree(folder)
+
+    @pytest.mark.parametrize(
+        ("pixels", "options"),
+        [
+            (np.zeros((100, 100), np.uint8), {}),
+            (np.zeros((100, 100, 3), np.uint16), {}),
+            (np.zeros((100, 100, 4), np.uint8), {"photometric": "separated"}),
+            (np.zeros((100, 100, 3), np.uint8), {"photometric": "ycbcr", "subsampling": (1, 1)}),
+        ],
+    )
+    def test_other_pixels(self, tmp_path: Path, pixels: np.ndarray, options: dict[str, object]) -> None:
+        path = write_slide(tmp_path / "s.tiff", pixels, compression=None, **options)
+        _refused(path, "8-bit RGB", "convert")
+
+    def test_jpeg_of_ycbcr_is_rgb_when_read(self, tmp_path: Path) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(200, 100), photometric="ycbcr")
+        with open_slide(path) as slide:
+            index, segment = next(slide.segments(0, np.array([0])))
+        assert index == 0
+        assert isinstance(segment, np.ndarray)
+        assert np.array_equal(segment, level_pixels(path)[:64, :64])
+
+    @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "synthetic_cmu1.ndpi"])
+    @pytest.mark.parametrize("share", [0.0, 1e-6, 5e-6, 1e-4, 0.01, 0.3, 0.6, 0.8, 0.9, 0.95])
+    def test_truncated(
+        self, data: Path, tmp_path: Path, name: str, share: float, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        content = (data / "slides" / name).read_bytes()
+        path = tmp_path / name
+        path.write_bytes(content[: int(len(content) * share)])
+        _refused(path, "truncated", "copy it again")
+        assert capfd.readouterr().err == ""  # tifffile's own complaints are kept away
+
+    def test_nothing_stays_open(self, tmp_path: Path) -> None:
+        path = write_slide(tmp_path / "grey.tiff", np.zeros((100, 100), np.uint8), compression=None)
+        before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
+        for _ in range(5):
+            _refused(path)
+        after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
+        assert after <= before
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Iterator[SlideReader]:
+    path = write_slide(tmp_path / "slide.tiff", texture(500, 420), mpp=0.25)
+    with open_slide(path) as reader:
+        yield reader
+
+
+class TestProperties:
+    def test_sizes_and_downsamples(self, tmp_path: Path) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(1003, 801), mpp=0.25, factors=(1, 2, 4))
+        with open_slide(path) as slide:
+            assert slide.size == (1003, 801)
+            assert slide.level_sizes == ((1003, 801), (501, 400), (250, 200))
+            assert slide.downsamples == (1, 2, 4)  # not 2.002: the levels have whole pixels
+            assert slide.file_mpp == pytest.approx(0.25)
+            assert slide.decoded == [0, 0, 0]
+
+    def test_a_downsample_that_is_no_integer(self, tmp_path: Path) -> None:
+        path = tmp_path / "s.svs"
+        with tifffile.TiffWriter(path) as tiff:
+            for pixels in (texture(900, 600), texture(360, 240)):
+                tiff.write(pixels, tile=(64, 64), photometric="rgb", metadata=None, description=APERIO.format(mpp=0.25))
+        with open_slide(path) as slide:
+            assert slide.downsamples == (1, 2.5)
+
+    def test_real_svs(self, data: Path) -> None:
+        with open_slide(data / "slides/CMU-1-Small-Region.svs") as slide:
+            assert (slide.size, slide.downsamples) == ((2220, 2967), (1.0,))
+            assert (slide.file_mpp, slide.objective_power, slide.reader) == (0.499, 20, "tiffslide/aperio")
+
+    def test_real_ndpi(self, data: Path) -> None:
+        with open_slide(data / "slides/synthetic_cmu1.ndpi") as slide:
+            assert (slide.size, slide.downsamples) == ((2048, 2816), (1, 2, 4))
+            assert slide.file_mpp == pytest.approx(0.499, abs=1e-4)
+            assert slide.objective_power == 20
+
+    def test_digest(self, tmp_path: Path) -> None:
+        (tmp_path / "f").write_bytes(b"abc")
+        assert file_sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+class TestScale:
+    def test_cohort_before_file_before_power(self, slide: SlideReader) -> None:
+        assert resolve_mpp(slide, 0.3) == (0.3, "cohort")
+        assert resolve_mpp(slide, None) == (pytest.approx(0.25), "file")
+        assert resolve_mpp(slide, None, assume_power=True) == (pytest.approx(0.25), "file")
+
+    def test_power_only_when_asked_for(self, tmp_path: Path) -> None:
+        path = write_slide(tmp_path / "s.svs", texture(500, 400), mpp=None, description=APERIO.format(mpp=""))
+        with open_slide(path) as slide:
+            with pytest.raises(MissingMppError, match=r"column mpp.*--assume-power"):
+                resolve_mpp(slide, None)
+            assert resolve_mpp(slide, None, assume_power=True) == (0.25, "objective power")
+            assert resolve_mpp(slide, 0.24, assume_power=True) == (0.24, "cohort")
+
+    def test_aperio_description(self, tmp_path: Path) -> None:
+        path = write_slide(tmp_path / "s.svs", texture(500, 400), mpp=None, description=APERIO.format(mpp=0.2527))
+        with open_slide(path) as slide:
+            assert resolve_mpp(slide, None) == (0.2527, "file")
+
+    @pytest.mark.parametrize("mpp", [None, "no number"])
+    def test_missing(self, tmp_path: Path, mpp: str | None) -> None:
+        options = {} if mpp is None else {"description": APERIO.format(mpp=mpp).replace("AppMag = 40", "AppMag = 40x")}
+        path = write_slide(tmp_path / "s.tiff", texture(500, 400), mpp=None, **options)
+        with open_slide(path) as slide:
+            for assume_power in (False, True):
+                with pytest.raises(MissingMppError, match=r"s\.tiff does not say its scale.*column mpp"):
+                    resolve_mpp(slide, None, assume_power=assume_power)
+            assert resolve_mpp(slide, 0.25) == (0.25, "cohort")
+
+    @pytest.mark.parametrize("mpp", [353.0, 0.0001])
+    def test_implausible_file(self, tmp_path: Path, mpp: float) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(500, 400), mpp=mpp)
+        with open_slide(path) as slide:
+            with pytest.raises(MissingMppError, match=r"s\.tiff: .* um/px by the file is not plausible.*column mpp"):
+                resolve_mpp(slide, None)
+            assert resolve_mpp(slide, 0.25) == (0.25, "cohort")
+
+    @pytest.mark.parametrize("mpp", [0.0, -0.25, 25.0, float("nan"), float("inf")])
+    def test_implausible_cohort(self, slide: SlideReader, mpp: float) -> None:
+        with pytest.raises(MissingMppError, match="by the cohort is not plausible"):
+            resolve_mpp(slide, mpp)
+
+
+def _naive_blocks(level: RgbImage, step: int) -> RgbImage:
+    if step == 1:
+        return level
+    rows, columns = (-(-side // step) for side in level.shape[:2])
+    blocks = [
+        [level[r * step : (r + 1) * step, c * step : (c + 1) * step].mean(axis=(0, 1)) for c in range(columns)]
+        for r in range(rows)
+    ]
+    return np.floor(np.array(blocks) + 0.5).astype(np.uint8)
+
+
+class TestOverview:
+    @pytest.mark.parametrize("step", [1, 2, 7, 16, 50, 120, 5000])
+    @pytest.mark.parametrize("segment_px", [(16, 48), (64, 64), (512, 512)])
+    def test_is_the_block_average(self, tmp_path: Path, step: int, segment_px: tuple[int, int]) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(161, 121), segment_px=segment_px)
+        with open_slide(path) as slide:
+            overview = slide.overview(0.5 * step, 0.5)
+        assert overview.downsample == step
+        assert np.array_equal(overview.image, _naive_blocks(level_pixels(path), step))
+        assert overview.undecodable.shape == overview.image.shape[:2]
+        assert not overview.undecodable.any()
+
+    @pytest.mark.parametrize(
+        ("mpp", "level", "step"),
+        [(8.0, 2, 2), (16.0, 2, 4), (3.9, 1, 4), (4.0, 2, 1), (1.0, 1, 1), (0.5, 0, 2), (0.1, 0, 1)],
+    )
+    def test_reads_the_coarsest_level_that_is_fine_enough(
+        self, tmp_path: Path, mpp: float, level: int, step: int
+    ) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(1003, 801), mpp=0.25, factors=(1, 4, 16))
+        with open_slide(path) as slide:
+            overview = slide.overview(mpp, 0.25)
+            assert [k for k, n in enumerate(slide.decoded) if n] == [level]
+        assert overview.downsample == (1, 4, 16)[level] * step
+        assert np.array_equal(overview.image, _naive_blocks(level_pixels(path, level), step))
+
+    def test_sparse_is_white_and_known(self, tmp_path: Path) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(256, 256), compression=None)
+        expected = level_pixels(path).copy()
+        make_sparse(path, [5, 6])
+        expected[64:128, 64:192] = 255
+        with open_slide(path) as slide:
+            overview = slide.overview(5.0, 0.5)
+            assert slide.decoded == [14]
+        assert np.array_equal(overview.image, _naive_blocks(expected, 10))
+        assert not overview.undecodable.any()
+
+    def test_undecodable_is_marked(self, tmp_path: Path) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(256, 200))
+        corrupt(path, 5)
+        with open_slide(path) as slide:
+            overview = slide.overview(5.0, 0.5)
+        expected = np.zeros((20, 26), np.bool_)
+        expected[6:13, 6:13] = True  # px 64 to 128
+        assert np.array_equal(overview.undecodable, expected)
+
+    @pytest.mark.parametrize(("width", "height"), [(1003, 301), (301, 1003), (997, 997), (90, 40)])
+    @pytest.mark.parametrize("max_px", [50, 300, 1000])
+    def test_thumbnail_fits(self, tmp_path: Path, width: int, height: int, max_px: int) -> None:
+        pixels = np.full((height, width, 3), GLASS, np.uint8)
+        pixels[: height // 2, : width // 4] = 0
+        path = write_slide(tmp_path / "s.tiff", pixels, compression=None)
+        with open_slide(path) as slide:
+            image, downsample = slide.thumbnail(max_px)
+            assert not slide._kept
+        assert max(image.shape[:2]) <= max_px
+        assert max(image.shape[:2]) > min(max_px, max(width, height)) * 0.66
+        assert image.shape[1] * downsample == pytest.approx(width, abs=1.1 * downsample)
+        assert image.shape[0] * downsample == pytest.approx(height, abs=1.1 * downsample)
+        dark = image[..., 0] < 120
+        assert dark.sum(axis=1).max() == pytest.approx(width / 4 / downsample, abs=1.1)
+        assert dark.sum(axis=0).max() == pytest.approx(height / 2 / downsample, abs=1.1)
+
+
+class TestSegments:
+    def test_equal_tiffslide(self, data: Path) -> None:
+        for name in ("CMU-1-Small-Region.svs", "synthetic_cmu1.ndpi"):
+            path = data / "slides" / name
+            with open_slide(path) as slide, tiffslide.TiffSlide(path) as reference:
+                for level, (width, height) in enumerate(slide.level_sizes):
+                    expected = np.asarray(reference.read_region((0, 0), level, (width, height)))[..., :3]
+                    grid = slide.segment_grid(level)
+                    found = np.zeros((grid.rows * grid.height, grid.columns * grid.width, 3), np.uint8)
+                    for index, pixels in slide.segments(level, np.arange(grid.rows * grid.columns)):
+                        y, x = index // grid.columns * grid.height, index % grid.columns * grid.width
+                        assert isinstance(pixels, np.ndarray)
+                        found[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+                    assert np.array_equal(found[:height, :width], expected)
+                    assert slide.decoded[level] == grid.rows * grid.columns
+
+    def test_only_the_wanted_in_any_order(self, slide: SlideReader) -> None:
+        wanted = np.array([40, 3, 17])
+        assert sorted(index for index, _ in slide.segments(0, wanted)) == [3, 17, 40]
+        assert slide.decoded == [3]
+        assert list(slide.segments(0, np.array([], np.int64))) == []
+
+    def test_what_the_overview_decoded_is_not_decoded_again(self, slide: SlideReader) -> None:
+        slide.overview(8.0, 0.25, reread=0)
+        everything = np.arange(56)
+        first = dict(slide.segments(0, everything))
+        assert slide.decoded == [56]
+        assert not slide._kept
+        again = dict(slide.segments(0, everything))
+        assert slide.decoded == [112]
+        assert all(np.array_equal(first[k], again[k]) for k in range(56))
+
+    @pytest.mark.parametrize("reread", [None, 1])
+    def test_nothing_is_kept_that_is_not_read_again(self, tmp_path: Path, reread: int | None) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(500, 400), mpp=0.25, factors=(1, 2, 4))
+        with open_slide(path) as slide:
+            slide.overview(1.0, 0.25, reread=reread)  # reads level 2
+            assert not slide._kept
+
+    def test_closing_lets_go(self, tmp_path: Path) -> None:
+        with open_slide(write_slide(tmp_path / "s.tiff", texture(500, 400))) as slide:
+            slide.overview(8.0, 0.5, reread=0)
+            assert slide._kept
+        assert not slide._kept
+
+    @pytest.mark.parametrize("damage", ["head", "middle", "tail"])
+    @pytest.mark.parametrize("segment_px", [(64, 64), (16, 16), (256, 256)])
+    def test_damage_is_told(self, tmp_path: Path, damage: str, segment_px: tuple[int, int]) -> None:
+        """Also where libjpeg would fill up with grey and say nothing."""
+        path = write_slide(tmp_path / "s.tiff", texture(500, 400), segment_px=segment_px)
+        corrupt(path, 0, damage)  # pyright: ignore[reportArgumentType]
+        with open_slide(path) as slide:
+            (_, reason), (_, intact) = sorted(slide.segments(0, np.array([0, 1])))
+        assert isinstance(reason, str)
+        assert isinstance(intact, np.ndarray)
+
+
+def test_too_many_bad_patches() -> None:
+    path = Path("s.svs")
+    require_readable(path, 0, 10, 0.0, "")
+    require_readable(path, 1, 100, 0.01, "bad marker")
+    with pytest.raises(
+        DecodeError, match=r"s\.svs: 2 of 100 patches.*bad marker.*1\.0%.*copy it again.*--max-bad-patches"
+    ):
+        require_readable(path, 2, 100, 0.01, "bad marker")
+    assert issubclass(DecodeError, SlideError)

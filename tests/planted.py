@@ -1,0 +1,48 @@
+"""A cohort whose features carry a planted signal: a tenth of a slide's patches point at its class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from her2cache.cohort import Slide, write_cohort
+from her2cache.embedder import EmbedderSpec, FeatureSpace
+from her2cache.store.reader import FeatureStore
+from her2cache.store.writer import SlideShape
+from her2cache.tiling import PatchSpec
+from her2cache.tissue import preset
+
+DIM, PATCHES, VIEWS = 16, 60, 2
+
+
+def planted_features(score: int, seed: int, *, signal: float = 4.0, views: int = VIEWS) -> NDArray[np.float16]:
+    """(views, patches, dim); every tenth patch has `signal` added to the component of its slide's score."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((views, PATCHES, DIM))
+    features[:, ::10, score] += signal
+    return features.astype(np.float16)
+
+
+def planted_slides(folder: Path, n: int = 16) -> list[Slide]:
+    """`n` cases of one slide, the scores 0 to 3 in turn."""
+    return [Slide(f"s{i:02d}", f"case{i:02d}", folder / f"s{i:02d}.svs", "HE", her2_score=i % 4) for i in range(n)]
+
+
+def planted_store(folder: Path, embedders: dict[str, float], n: int = 16) -> list[Slide]:
+    """Writes cohort.csv and a store with a space an embedder, given as name -> signal."""
+    slides = planted_slides(folder, n)
+    write_cohort(slides, folder / "cohort.csv")
+    store = FeatureStore.create(folder / "store")
+    for k, (name, signal) in enumerate(embedders.items()):
+        spec = EmbedderSpec(name, DIM, 96, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), f"{k}" * 64)
+        space = FeatureSpace(PatchSpec(), preset("HE"), spec, views=VIEWS)
+        store.add_space(space)
+        for i, slide in enumerate(slides):
+            coords = np.stack([np.arange(PATCHES) * 96, np.zeros(PATCHES)], axis=1).astype(np.int32)
+            shape = SlideShape(slide.slide_id, space.key, coords, VIEWS, DIM, "float16", 96.0, {})
+            writer = store.writer(shape)
+            writer.write(0, planted_features(slide.her2_score or 0, i, signal=signal), np.ones(PATCHES, np.bool_))
+            writer.commit({})
+    return slides

@@ -1,0 +1,207 @@
+"""The experiment file: TOML in, a checked `Experiment` out. The defaults are the paper's."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from her2cache.embedder import canonical_json
+from her2cache.errors import ConfigError
+from trainers.stack import Configuration
+from trainers.tasks import Task, find_task
+
+Positive = Annotated[int, Field(ge=1)]
+Rates = Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # TOML knows lists only
+
+
+class DataSection(_Section):
+    """[data]: which slides, and which stored features of them.
+
+    Attributes:
+        cohort: table of the slides; a relative path starts at the experiment file's folder.
+        store: feature store, a folder or URI; the same.
+        embedders: feature spaces to train on, by embedder name or space key.
+        stain: slides of the cohort to use.
+    """
+
+    cohort: str
+    store: str
+    embedders: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+    stain: Literal["HE", "IHC"] = "HE"
+
+
+class TaskSection(_Section):
+    """[task]: what to tell apart; `preset` is a name of `trainers.tasks.PRESETS`."""
+
+    preset: Literal["four", "paper-binary"] = "four"
+
+
+class SplitsSection(_Section):
+    """[splits]: test set and folds.
+
+    Attributes:
+        folds: number of folds, stratified by score and grouped by case; "paper" is the original's plain
+            KFold(5, shuffle) over slides.
+        test_slides: slides of the fixed test set, unless the cohort has a column `split`.
+        seed: of both.
+    """
+
+    folds: Annotated[int, Field(ge=2)] | Literal["paper"] = 5
+    test_slides: Positive = 8
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 123
+
+
+class BagsSection(_Section):
+    """[bags]: instances a bag, and bags a training epoch, validation set and test set.
+
+    Attributes:
+        size: patches a bag.
+        per_epoch: fresh bags a training epoch.
+        validation: fixed bags of the validation fold.
+        test: fixed bags of the test set.
+        balanced: whether training sees every class equally often, rather than every slide.
+        allow_replacement: lets a slide with fewer patches than `size` repeat them.
+    """
+
+    size: Positive = 100
+    per_epoch: Positive = 6400
+    validation: Positive = 2500
+    test: Positive = 2500
+    balanced: bool = False
+    allow_replacement: bool = False
+
+
+class ModelSection(_Section):
+    """[model]: `attention_units` is the width of W2 in the paper's equation 1."""
+
+    attention_units: Positive = 256
+
+
+class TrainingSection(_Section):
+    """[training]: Adam and its grid; every learning rate is tried with every weight decay.
+
+    Attributes:
+        epochs: epochs of a run.
+        batch_bags: bags an optimiser step.
+        learning_rate: rates of the grid.
+        weight_decay: L2 factors of the grid.
+        seed: of the initial weights and the bags.
+    """
+
+    epochs: Positive = 50
+    batch_bags: Positive = 64
+    learning_rate: Annotated[Rates, BeforeValidator(_as_tuple)] = (1e-3, 1e-4, 1e-5, 1e-6)
+    weight_decay: Annotated[Rates, BeforeValidator(_as_tuple)] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 123
+
+    def grid(self) -> tuple[Configuration, ...]:
+        """Every configuration once, in the order of the file."""
+        rates, decays = dict.fromkeys(self.learning_rate), dict.fromkeys(self.weight_decay)
+        return tuple(Configuration(lr, wd) for lr, wd in product(rates, decays))
+
+
+class Experiment(_Section):
+    """An experiment file, checked; see the sections."""
+
+    data: DataSection
+    task: TaskSection = TaskSection()
+    splits: SplitsSection = SplitsSection()
+    bags: BagsSection = BagsSection()
+    model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
+
+    @property
+    def classification(self) -> Task:
+        """The task in full."""
+        return find_task(self.task.preset)
+
+    def digest(self) -> str:
+        """sha256 of everything that changes a result; where cohort and store lie does not."""
+        document = self.model_dump(mode="json", exclude={"data": {"cohort", "store"}})
+        return hashlib.sha256(canonical_json(document).encode()).hexdigest()
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Reads an experiment file; relative paths in it start at its folder.
+
+    Raises:
+        ConfigError: the file is missing, no TOML, or has a key or value that makes no sense; the message
+            names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}): name an experiment file; `her2cache init DIR` writes one"
+        ) from error
+    try:
+        experiment = Experiment.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is no TOML ({error}): text stands in quotes, lists in brackets") from error
+    except ValidationError as error:
+        raise ConfigError(_explain(path, text, error)) from error
+    folder = path.absolute().parent
+    data = experiment.data
+    store = data.store if "://" in data.store else str(folder / data.store)
+    resolved = data.model_copy(update={"cohort": str(folder / data.cohort), "store": store})
+    return experiment.model_copy(update={"data": resolved})
+
+
+def _explain(path: Path, text: str, error: ValidationError) -> str:
+    """Every fault once, as `file:line: fact; remedy`."""
+    faults: dict[tuple[int, str], list[str]] = {}
+    for fault in error.errors():
+        section, *key = [str(k) for k in fault["loc"] if not _is_branch(k)][:2]
+        name = f"[{section}] {key[0]}" if key else f"[{section}]"
+        place = (_line_of(text, section, key[0] if key else None), name)
+        faults.setdefault(place, []).append(_message(section, bool(key), fault["type"], fault["msg"], fault["input"]))
+    lines: list[str] = []
+    for (line, name), (first, *rest) in sorted(faults.items()):
+        where = f"{path}:{line}" if line else str(path)
+        # a value that fits no type of a union has a message for each
+        lines.append(f"{where}: {name} {', or '.join([first, *(m.split(': ', 1)[1] for m in rest)])}")
+    return "; ".join(lines)
+
+
+def _message(section: str, is_key: bool, kind: str, message: str, value: object) -> str:
+    if kind == "missing":
+        return "is missing: add it; `her2cache init DIR` writes a file with every key explained"
+    if kind == "extra_forbidden":
+        model: Any = Experiment.model_fields[section].annotation if is_key else Experiment
+        return f"is not known: a spelling mistake? There are {', '.join(model.model_fields)}"
+    expected = message.replace("Tuple", "List").replace(" after validation", "")
+    return f"is {str(value)[:60]!r}: {expected[0].lower()}{expected[1:]}"
+
+
+def _is_branch(key: int | str) -> bool:
+    """Whether part of an error's place is a list index or pydantic's name of one type of a union."""
+    return isinstance(key, int) or key == "int" or "[" in key
+
+
+def _line_of(text: str, section: str, key: str | None) -> int:
+    """Line of a key, or else of its section's header, counted from 1; 0 where there is neither."""
+    current, header = "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        if table := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
+            current = table[1]
+            if current == section:
+                header = number
+        elif current == section and key and re.match(rf"\s*\"?{re.escape(key)}\"?\s*[=.]", line):
+            return number
+        elif not current and re.match(rf"\s*{re.escape(section)}\s*[=.]", line):
+            header = number
+    return header

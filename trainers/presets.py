@@ -1,0 +1,71 @@
+"""The experiment files that `her2cache init` writes: every key with its meaning."""
+
+from __future__ import annotations
+
+_KEYS = """\
+# {title}
+# Run it:  her2cache sweep {name} --out sweeps/{stem}
+# A key that is left out has the paper's value.
+
+[data]
+cohort = "cohort.csv"           # table of the slides; relative paths start at this file's folder
+store = "store"                 # feature store that `her2cache embed` filled
+embedders = [{embedders}]
+stain = "HE"                    # slides of the cohort to use: "HE" or "IHC"
+
+[task]
+preset = "four"                 # "four": 0, 1+, 2+, 3+.  "paper-binary": 0, 1+ against 2+, 3+
+
+[splits]                        # stratified by score; a case is never on two sides
+test_slides = {test_slides:<16}# fixed test set, unless the cohort has a column `split`
+folds = {folds:<22}# cross-validation; "paper": KFold(5, shuffle) over slides, as the original
+seed = 123
+
+[bags]
+size = 100                      # patches a bag, drawn without replacement from one slide
+per_epoch = {per_epoch:<18}# fresh bags a training epoch
+validation = {validation:<17}# fixed bags that choose epoch and configuration
+test = {test:<23}# fixed bags of the test slides
+balanced = false                # true: every class equally often, rather than every slide
+allow_replacement = false       # true: slides with fewer than `size` patches repeat them
+
+[model]
+attention_units = 256           # width of the attention layer, W2 in the paper's equation 1
+
+[training]                      # Adam; every learning rate is tried with every weight decay
+epochs = {epochs:<21}# the epoch of least validation loss is kept
+batch_bags = 64                 # bags an optimiser step
+learning_rate = {learning_rate}
+weight_decay = {weight_decay}
+seed = 123                      # of initial weights and bags
+"""
+
+PAPER = _KEYS.format(
+    title="The paper's experiment: 4 embedders x 5 folds x a grid of 20, 50 epochs each.",
+    name="paper.toml",
+    stem="paper",
+    embedders='"alexnet-random", "alexnet-pcam", "alexnet-ihc", "alexnet-imagenet"',
+    test_slides=8,
+    folds=5,
+    per_epoch=6400,
+    validation=2500,
+    test=2500,
+    epochs=50,
+    learning_rate="[1e-3, 1e-4, 1e-5, 1e-6]",
+    weight_decay="[1e-3, 1e-4, 1e-5, 1e-6, 1e-7]",
+)
+
+QUICK = _KEYS.format(
+    title="A quick look, minutes on two cores: 2 embedders x 3 folds x a grid of 4, 8 epochs each.",
+    name="quick.toml",
+    stem="quick",
+    embedders='"alexnet-random", "alexnet-imagenet"',
+    test_slides=8,
+    folds=3,
+    per_epoch=640,
+    validation=500,
+    test=500,
+    epochs=8,
+    learning_rate="[1e-3, 1e-4]",
+    weight_decay="[1e-3, 1e-5]",
+)
