@@ -7,13 +7,14 @@ within a budget of bytes, so memory depends on the machine, not on the slides.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import ray
 from ray.exceptions import (
@@ -53,6 +54,7 @@ _LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutO
 
 _ANSWER_S, _DISCARD_S = 60.0, 10.0
 _TRACEBACK_LINES = 20
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours its tracebacks
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class SlideOutcome:
     """What became of a slide: "done", "skipped" (all of it was there) or "failed"."""
 
     slide_id: str
-    status: str
+    status: Literal["done", "skipped", "failed"]
     reason: str = ""
     patches: int = 0
 
@@ -344,7 +346,7 @@ class _Job:
         """A slide's attempt ended early: by an error of the slide's, or because an actor died under it."""
         task = lane.task
         assert task is not None
-        cause, where = (error.cause, error.traceback_str) if isinstance(error, RayTaskError) else (error, "")
+        cause, where = (error.cause, str(error)) if isinstance(error, RayTaskError) else (error, "")
         lost = isinstance(cause, _LOST)
         if lost:
             self._replace_dead(lane)
@@ -399,7 +401,7 @@ class _Job:
                 slide_id=task.slide.slide_id,
                 error=type(error).__name__,
                 reason=_reason(error),
-                traceback="\n".join(where.splitlines()[-_TRACEBACK_LINES:]),
+                traceback="\n".join(_COLOUR.sub("", where).splitlines()[-_TRACEBACK_LINES:]),
                 attempts=task.attempts,
                 at=_now(),
             )

@@ -72,6 +72,7 @@ def start_ray(address: str = "local") -> None:
             f"--address {address} is Ray Client, which cannot stream patches between actors; run the command on a node"
             " of the cluster with --address auto, or submit it with `ray job submit`"
         )
+    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of calls that the job gave up when an actor died under a slide
     # Ray prints what it has to say of a dead worker on stdout, whatever log_to_driver says; the job reports it
     ray._private.worker._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]
     if address != "local":

@@ -128,9 +128,11 @@ def _train(
     if not plans:
         return {}
     progress = SweepProgress(len(plans), len(plans) * experiment.training.epochs)
+    epochs = [0] * len(plans)
 
-    def count(_: int, val_loss: float) -> None:
-        progress.epochs_done += 1
+    def count(plan: int, epoch: int, val_loss: float) -> None:
+        epochs[plan] = epoch  # starts anew when the process of a fit died
+        progress.epochs_done = sum(epochs)
         progress.val_loss = min(progress.val_loss, val_loss)
         watch(progress)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray import tune
@@ -22,8 +24,11 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
-Watch = Callable[[int, float], None]
-"""Called after each epoch of each fit with the number of the fit and the least validation loss so far."""
+_RETRIES = 2
+"""How often a fit is begun anew when its process dies; it then gives the same numbers."""
+
+Watch = Callable[[int, int, float], None]
+"""Called after each epoch of each fit: number of the fit, its epochs so far, its least validation loss."""
 
 
 def train_all(plans: Sequence[FitPlan], store: str, out: Path, watch: Watch) -> dict[int, str]:
@@ -40,16 +45,22 @@ def train_all(plans: Sequence[FitPlan], store: str, out: Path, watch: Watch) -> 
         `out/ledger`.
     """
     os.environ.update(_QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are returned, not logged
     trial = tune.with_parameters(_trial, plans=list(plans), store=store, out=str(out))
-    # results live in the ledger; what Tune keeps for itself is thrown away, but must lie where all nodes see it
-    with TemporaryDirectory(prefix=".tune-", dir=out, ignore_cleanup_errors=True) as scratch:
+    with _scratch(out) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trial, {"cpu": 1}),
             param_space={"plan": tune.grid_search(list(range(len(plans))))},
             tune_config=tune.TuneConfig(
                 reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name, num_samples=1
             ),
-            run_config=tune.RunConfig(name="fits", storage_path=scratch, verbose=0, callbacks=[_Watcher(watch)]),
+            run_config=tune.RunConfig(
+                name="fits",
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[_Watcher(watch)],
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            ),
         )
         results = tuner.fit()
     failures: dict[int, str] = {}
@@ -57,10 +68,24 @@ def train_all(plans: Sequence[FitPlan], store: str, out: Path, watch: Watch) -> 
         plan = int((result.config or {})["plan"])
         reason = (result.metrics or {}).get("reason", "")
         if result.error is not None:
-            failures[plan] = f"the process died: {str(result.error).strip().splitlines()[-1]}"
+            failures[plan] = (
+                f"its process died {_RETRIES + 1} times, most likely for want of memory: run fewer fits at once, or "
+                "stack fewer runs (--stack), and go on with --resume"
+            )
         elif reason:
             failures[plan] = reason
     return failures
+
+
+@contextmanager
+def _scratch(out: Path) -> Generator[Path]:
+    """A folder for what Tune keeps for itself. It must lie where all nodes see it; results are in the ledger."""
+    folder = out / ".tune"
+    shutil.rmtree(folder, ignore_errors=True)  # of a driver that was killed
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trial(config: dict[str, Any], *, plans: list[FitPlan], store: str, out: str) -> None:
@@ -95,4 +120,4 @@ class _Watcher(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if not result.get("reason"):
-            self._watch(result["config"]["plan"], result["val_loss"])
+            self._watch(result["config"]["plan"], result["epoch"], result["val_loss"])

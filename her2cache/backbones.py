@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import URLError
 
 import numpy as np
@@ -24,6 +24,7 @@ from her2cache.embedder import Batching, EmbedderSpec, tensors_sha256
 from her2cache.errors import EmbedderError, WeightsMismatchError
 from her2cache.units import PatchBatch
 
+T = TypeVar("T", bound=np.generic)
 Tensors = Mapping[str, NDArray[Any]]
 Rgb = tuple[float, float, float]
 
@@ -54,11 +55,18 @@ class Trunk:
 
 
 class AlexNetEmbedder:
-    """An AlexNet trunk that embeds patches in batches of one fixed shape."""
+    """An AlexNet trunk that embeds patches in batches of one fixed shape.
+
+    Attributes:
+        spec: what it is.
+        batching: how it is run.
+        embedded: patches embedded so far, padding left out.
+    """
 
     def __init__(self, trunk: Trunk, batching: Batching) -> None:
         self.spec = trunk.spec
         self.batching = batching
+        self.embedded = 0
         torch.set_num_threads(batching.threads)
         self._device = torch.device(batching.device)
         self._model = _empty_trunk()
@@ -69,24 +77,34 @@ class AlexNetEmbedder:
         self._mean = torch.tensor(trunk.spec.mean, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(trunk.spec.std, device=self._device).view(1, 3, 1, 1)
 
-    def embed(self, patches: PatchBatch) -> NDArray[np.float32]:
-        """Features of patches: uint8 (n, px, px, 3) in, float32 (n, dim) out."""
+    def embed(self, patches: PatchBatch, noise: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Features of patches, see `Embedder.embed`: uint8 (n, px, px, 3) in, float32 (n, dim) out."""
         n, size = len(patches), self.batching.batch
         features = np.empty((n, self.spec.dim), np.float32)
         for start in range(0, n, size):
-            batch = patches[start : start + size]
-            if len(batch) < size:
-                batch = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
-            features[start : start + size] = self._forward(batch)[: n - start]
+            batch = _padded(patches[start : start + size], size)
+            extra = None if noise is None else _padded(noise[start : start + size], size)
+            features[start : start + size] = self._forward(batch, extra)[: n - start]
+        self.embedded += n
         return features
 
     @torch.inference_mode()
-    def _forward(self, batch: PatchBatch) -> NDArray[np.float32]:
-        pixels = torch.from_numpy(_writable(batch)).to(self._device)
+    def _forward(self, batch: PatchBatch, noise: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        # patches shared between Ray actors are read-only, which torch only accepts as a copy
+        pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self._device)
         x = pixels.permute(0, 3, 1, 2).to(torch.float32)  # (batch, 3, px, px), channels last in memory
         x = x.div_(255).sub_(self._mean).div_(self._std)
+        if noise is not None:
+            x = x.add_(torch.from_numpy(noise).to(self._device))
         out: Tensor = self._model(x)  # (batch, 256, h, w)
         return out.flatten(1).cpu().numpy()  # (batch, dim)
+
+
+def _padded(batch: NDArray[T], size: int) -> NDArray[T]:
+    """A batch filled up to `size` with zeros, so that every forward pass has one shape."""
+    if len(batch) == size:
+        return batch
+    return np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)])
 
 
 def load_trunk(request: str, patch_px: int, *, offline: bool = False) -> Trunk:
@@ -223,11 +241,6 @@ def _empty_trunk() -> torch.nn.Module:
 
 def _arrays(state: Mapping[str, Tensor]) -> Tensors:
     return {name: value.detach().to(torch.float32).numpy().copy() for name, value in state.items()}
-
-
-def _writable(batch: PatchBatch) -> PatchBatch:
-    """Patches shared between Ray actors are read-only, which torch only accepts as a copy."""
-    return batch if batch.flags.writeable else batch.copy()
 
 
 @dataclass(frozen=True)

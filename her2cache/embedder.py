@@ -58,17 +58,48 @@ class Batching:
     device: str = "cpu"
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the augmented views; the defaults are the paper's code (torchvision ColorJitter 0.1 each,
+    RandomAffine(10, translate 0.1, scale 0.8-1.2, shear 10, fill 245), Gaussian noise with p 0.5).
+
+    Attributes:
+        brightness, contrast, saturation: factors are drawn from 1 - reach to 1 + reach.
+        hue: largest shift either way, as a share of the colour circle.
+        rotation, shear: largest angle either way, degrees.
+        translate: largest shift either way, as a share of the patch's side.
+        scale: least and largest factor.
+        fill: grey level of what the affine map leaves bare.
+        noise_sigma: of the Gaussian noise, on the normalised tensor.
+        noise_share: share of the views that have noise.
+    """
+
+    brightness: float = 0.1
+    contrast: float = 0.1
+    saturation: float = 0.1
+    hue: float = 0.1
+    rotation: float = 10.0
+    shear: float = 10.0
+    translate: float = 0.1
+    scale: tuple[float, float] = (0.8, 1.2)
+    fill: int = 245
+    noise_sigma: float = 0.1
+    noise_share: float = 0.5
+    revision: int = 1
+
+
 class Embedder(Protocol):
     """A frozen network that turns patches into features."""
 
     @property
     def spec(self) -> EmbedderSpec: ...
 
-    def embed(self, patches: PatchBatch) -> NDArray[np.float32]:
+    def embed(self, patches: PatchBatch, noise: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Features of patches.
 
         Args:
             patches: uint8 (n, input_px, input_px, 3).
+            noise: added to the normalised tensor, float32 (n, 3, input_px, input_px).
 
         Returns:
             float32 (n, dim).
@@ -84,11 +115,15 @@ class FeatureSpace:
     tissue: TissueSettings
     embedder: EmbedderSpec
     views: int = 1
+    augmentation: Augmentation = Augmentation()
     dtype: str = "float16"
 
     def document(self) -> dict[str, Any]:
         """The JSON document that the key is the digest of."""
-        return asdict(self) | {"schema": SCHEMA}
+        document = asdict(self) | {"schema": SCHEMA}
+        if self.views == 1:
+            del document["augmentation"]  # view 0 is the patch itself
+        return document
 
     @property
     def key(self) -> str:

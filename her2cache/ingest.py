@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2cache.cohort import Slide
-from her2cache.embedder import Embedder
+from her2cache.embedder import Augmentation, Embedder
 from her2cache.errors import EmbedderError
 from her2cache.pyramid import plan_read
 from her2cache.slide import SlideReader, file_sha256, open_slide, require_readable, resolve_mpp
@@ -70,12 +70,16 @@ class PatchBlock:
     """Consecutive patches of a plan: one batch of the embedders.
 
     Attributes:
+        slide_id: of the slide.
         start: plan index of the first.
+        coords: level-0 (x, y), int32 (n, 2).
         patches: uint8 (n, patch_px, patch_px, 3).
         ok: bool (n,); False where the patch could not be decoded.
     """
 
+    slide_id: str
     start: int
+    coords: Coords
     patches: PatchBatch
     ok: NDArray[np.bool_]
 
@@ -117,7 +121,7 @@ def read_slide(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | Pat
         yield survey
         failed = 0
         reasons: list[str] = []
-        for block in _blocks(reader, plan, options.block, reasons):
+        for block in _blocks(reader, slide.slide_id, plan, options.block, reasons):
             failed += int((~block.ok).sum())
             reason = reasons[0] if reasons else ""
             require_readable(slide.path, failed, len(plan), options.max_bad_patches, reason)
@@ -160,13 +164,14 @@ def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[Pa
     return plan, survey
 
 
-def _blocks(reader: SlideReader, plan: PatchPlan, size: int, reasons: list[str]) -> Iterator[PatchBlock]:
+def _blocks(reader: SlideReader, slide_id: str, plan: PatchPlan, size: int, reasons: list[str]) -> Iterator[PatchBlock]:
     """Regroups the bands of a plan into blocks of one size; only the last is shorter."""
-    side, n = plan.patch_px, len(plan)
+    side = plan.patch_px
 
     def empty(start: int) -> PatchBlock:
-        length = min(size, n - start)
-        return PatchBlock(start, np.empty((length, side, side, 3), np.uint8), np.empty(length, np.bool_))
+        coords = plan.coords[start : start + size]
+        pixels = np.empty((len(coords), side, side, 3), np.uint8)
+        return PatchBlock(slide_id, start, coords, pixels, np.empty(len(coords), np.bool_))
 
     block, filled = empty(0), 0
     for band in read_bands(reader, plan):
@@ -182,18 +187,46 @@ def _blocks(reader: SlideReader, plan: PatchPlan, size: int, reasons: list[str])
                 block, filled = empty(block.start + filled), 0
 
 
-def embed_block(block: PatchBlock, embedders: Sequence[Embedder]) -> FeatureBlock:
-    """Pushes a block once through each embedder; one that fails does not stop the others."""
-    return FeatureBlock(block.start, block.ok, [_features(block, embedder) for embedder in embedders])
+def embed_block(
+    block: PatchBlock, embedders: Sequence[Embedder], views: int = 1, augmentation: Augmentation | None = None
+) -> FeatureBlock:
+    """Makes every view of a block once and pushes it once through each embedder.
+
+    Args:
+        block: patches.
+        embedders: one that fails does not stop the others.
+        views: view 0 is the patch, the others are augmented.
+        augmentation: ranges of these.
+    """
+    exact = [np.empty((views, len(block.ok), embedder.spec.dim), np.float32) for embedder in embedders]
+    for view in range(views):
+        pixels, noise = _view(block, view, augmentation or Augmentation())
+        for features, embedder in zip(exact, embedders, strict=True):
+            features[view] = embedder.embed(pixels, noise)
+    stored = [_store(features, block.ok, embedder) for features, embedder in zip(exact, embedders, strict=True)]
+    return FeatureBlock(block.start, block.ok, stored)
 
 
-def _features(block: PatchBlock, embedder: Embedder) -> NDArray[np.float16] | EmbedderError:
-    exact = embedder.embed(block.patches)[None]  # (views, n, dim)
+def _view(block: PatchBlock, view: int, augmentation: Augmentation) -> tuple[PatchBatch, NDArray[np.float32] | None]:
+    """The patches of a view, and the noise that goes on top of their normalised tensor."""
+    if view == 0:
+        return block.patches, None
+    from her2cache.augment import augment, draw_views, gaussian_noise  # torch, which readers do without
+
+    side = block.patches.shape[1]
+    draws = draw_views(augmentation, block.slide_id, block.coords, view, side)
+    return augment(block.patches, draws, augmentation), gaussian_noise(draws, side, augmentation)
+
+
+def _store(
+    exact: NDArray[np.float32], ok: NDArray[np.bool_], embedder: Embedder
+) -> NDArray[np.float16] | EmbedderError:
+    """Features (views, n, dim) as they are stored, or why they cannot be."""
     with np.errstate(over="ignore"):
         stored = exact.astype(np.float16)
-    if np.isfinite(stored[:, block.ok]).all():
+    if np.isfinite(stored[:, ok]).all():
         return stored
-    largest = np.abs(exact[:, block.ok]).max()
+    largest = np.abs(exact[:, ok]).max()
     return EmbedderError(
         f"{embedder.spec.name} gives features up to {largest:.3g}, which float16 cannot hold: its weights"
         " or its normalisation are wrong, or it needs another dtype"

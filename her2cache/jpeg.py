@@ -19,28 +19,28 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # neither a stuffed 0xFF nor a r
 _HOLE = bytes(32)
 
 
-def damage(data: bytes, tables: bytes | None = None, header: bytes | None = None) -> str | None:
+def damage(data: bytes, jpegtables: bytes | None = None, jpegheader: bytes | None = None) -> str | None:
     """Why the data of a segment cannot be whole, or None where nothing shows.
 
     Args:
-        data: a JPEG stream; or with `header`, a part of one between restart markers.
-        tables: tables that the stream leaves out.
-        header: the head of the stream that `data` is a part of.
+        data: a JPEG stream; or with `jpegheader`, a part of one between restart markers.
+        jpegtables: tables that the stream leaves out.
+        jpegheader: the head of the stream that `data` is a part of.
     """
     end = data.rfind(_END)
     if end < 0:
         if not (data[-2:-1] == b"\xff" and data[-1] in _RESTARTS):
             return "its JPEG data breaks off"
         end = len(data)
-    head = _shared_head(header) if header else _head(data)
+    head = _shared_head(jpegheader) if jpegheader else _head(data)
     if not head.length:
         return "its JPEG header is broken"
-    start = 0 if header else head.length
+    start = 0 if jpegheader else head.length
     while end > start and data[end - 1] == 0xFF:  # fill bytes
         end -= 1
     if head.one_pass and _MARKER.search(data, start, end):
         return "its JPEG data has a marker amid the pixels"
-    zeros_mean_flat = head.zeros_mean_flat and _shared_head(tables or b"").zeros_mean_flat
+    zeros_mean_flat = head.zeros_mean_flat and _shared_head(jpegtables or b"").zeros_mean_flat
     if not zeros_mean_flat and data.find(_HOLE, start, end) >= 0:
         return "its JPEG data has a hole"
     return None

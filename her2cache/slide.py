@@ -35,7 +35,7 @@ slide of a single level is not decoded twice."""
 
 _RGB, _YCBCR = 2, 6  # TIFF tag PhotometricInterpretation
 _JPEG = 7  # TIFF tag Compression
-_JPEG_FAMILY = {6, 7, 34892, 33007}  # these share tables between segments
+_JPEGS = {6, _JPEG, 34892, 33007}  # these share tables between segments
 
 MppSource = Literal["cohort", "file", "objective power"]
 
@@ -124,45 +124,29 @@ class SlideReader:
             a str, for one that cannot be decoded.
         """
         wanted: list[int] = []
-        for index in map(int, indices):
+        for index in indices.tolist():
             if (level, index) in self._kept:
                 yield index, self._kept.pop((level, index))
             else:
                 wanted.append(index)
-        if not wanted:
-            return
         page = self._pages[level]
         offsets, counts = page.dataoffsets, page.databytecounts
         present = [i for i in wanted if i < len(offsets) and i < len(counts)]
         for index in set(wanted) - set(present):
             yield index, "the file's index of segments is too short"
-        read = page.parent.filehandle.read_segments(
-            [offsets[i] for i in present],
-            [counts[i] for i in present],
-            indices=present,
-            lock=page.parent.filehandle.lock,
-        )
-        for data, index in read if present else ():
-            if data is not None and len(data) < counts[index]:
+        if not present:
+            return
+        file = page.parent.filehandle
+        tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in _JPEGS else {}
+        places = [offsets[i] for i in present], [counts[i] for i in present]
+        for data, index in file.read_segments(*places, indices=present, lock=file.lock):
+            if data is None:
+                yield index, None
+            elif len(data) < counts[index]:
                 yield index, "the file ends before its segment does"
             else:
-                yield index, self._decode(level, data, index)
-
-    def _decode(self, level: int, data: bytes | None, index: int) -> RgbImage | str | None:
-        if data is None:
-            return None
-        page = self._pages[level]
-        options: dict[str, Any] = {"_fullsize": page.is_tiled}
-        if page.compression in _JPEG_FAMILY:
-            options |= {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-        self.decoded[level] += 1
-        if page.compression == _JPEG and (reason := jpeg.damage(data, page.jpegtables, page.jpegheader)):
-            return reason
-        try:
-            pixels = page.decode(data, index, **options)[0]
-        except Exception as error:  # noqa: BLE001 - codecs raise what they like; the reason is recorded
-            return f"{type(error).__name__}: {error}"
-        return None if pixels is None else pixels[0, :, :, :3]
+                self.decoded[level] += 1
+                yield index, _decode(page, data, index, tables)
 
     def overview(self, mpp: float, level0_mpp: float, *, reread: int | None = None) -> Overview:
         """A picture of the whole slide at about a scale.
@@ -318,9 +302,18 @@ def require_readable(path: Path, failed: int, planned: int, share: float, reason
         )
 
 
+def _decode(page: Any, data: bytes, index: int, tables: dict[str, bytes | None]) -> RgbImage | str:
+    if page.compression == _JPEG and (reason := jpeg.damage(data, **tables)):
+        return reason
+    try:
+        return page.decode(data, index, **tables, _fullsize=page.is_tiled)[0][0, :, :, :3]
+    except Exception as error:  # noqa: BLE001 - codecs raise what they like; the reason is recorded
+        return f"{type(error).__name__}: {error}"
+
+
 def _check_page(path: Path, level: int, page: Any, axes: str) -> None:
     # tifffile turns YCbCr into RGB only where JPEG holds it
-    is_rgb = page.photometric == _RGB or (page.photometric == _YCBCR and page.compression in _JPEG_FAMILY)
+    is_rgb = page.photometric == _RGB or (page.photometric == _YCBCR and page.compression in _JPEGS)
     if axes != "YXS" or page.samplesperpixel not in {3, 4} or page.dtype != np.uint8 or not is_rgb:
         raise SlideOpenError(
             f"{path}: level {level} has axes {axes}, {page.samplesperpixel} samples of {page.dtype} a pixel, colours"

@@ -1,13 +1,14 @@
 """From a tissue mask to patch coordinates, and from decoded segments to patches.
 
-A plan is pure geometry. Reading goes down the slide one row of patches (a band) at a time: the
-segments under the band are decoded, pasted into one canvas and cut into patches, and a segment is
-kept only while a later band still touches it. So each segment is decoded once and memory follows the
-width of the slide, never its area.
+A plan is pure geometry. Reading goes down the slide one row of patches (a band) at a time. A segment
+under it is decoded, copied into this band and those below that it reaches, and dropped. So each segment
+is decoded once, and memory follows the width of the slide, never its area.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -139,7 +140,7 @@ class PatchBand:
     Attributes:
         start: plan index of the first.
         patches: uint8 (n, patch_px, patch_px, 3).
-        ok: bool (n,); False where a segment could not be decoded (the pixels are then meaningless).
+        ok: bool (n,); False where a segment could not be decoded (it is white then, which means nothing).
         reasons: why, one a broken segment.
     """
 
@@ -162,30 +163,71 @@ def read_bands(source: SegmentSource, plan: PatchPlan) -> Iterator[PatchBand]:
     level = plan.read.level
     grid = source.segment_grid(level)
     crops = _crops(plan.boxes)  # (n, 4)
-    bounds = np.flatnonzero(np.diff(plan.grid[:, 1], prepend=-1, append=-1))
-    bands = [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
-    needed = [_touched(grid, crops[band]) for band in bands]
-    last_use = {int(index): k for k, indices in enumerate(needed) for index in indices}
+    bounds = np.flatnonzero(np.diff(plan.grid[:, 1], prepend=-1, append=-1)).tolist()
+    waiting = deque((int(crops[start, 1]), slice(start, stop)) for start, stop in pairwise(bounds))
+    begun: deque[_Band] = deque()
+    decoded = np.zeros(grid.rows * grid.columns, np.bool_)
+    while waiting or begun:
+        if not begun:
+            begun.append(_Band(plan, crops, waiting.popleft()[1]))
+        under = begun[0].segments(grid)
+        missing = under[~decoded[under]]
+        decoded[missing] = True
+        for index, pixels in source.segments(level, missing):
+            row, column = divmod(index, grid.columns)
+            while waiting and waiting[0][0] < (row + 1) * grid.height:
+                begun.append(_Band(plan, crops, waiting.popleft()[1]))
+            for band in begun:
+                band.paste(column * grid.width, row * grid.height, grid, pixels)
+        yield begun.popleft().finished()
 
-    kept: dict[int, RgbImage | str | None] = {}
-    canvas = np.empty((0, 0, 3), np.uint8)
-    for k, (band, indices) in enumerate(zip(bands, needed, strict=True)):
-        missing = np.array([i for i in indices if int(i) not in kept], np.int64)
-        kept.update(source.segments(level, missing))
-        left, top = crops[band, :2].min(axis=0)
-        right, bottom = crops[band, 2:].max(axis=0)
-        if canvas.shape[0] < bottom - top or canvas.shape[1] < right - left:
-            canvas = np.empty((bottom - top, right - left, 3), np.uint8)
-        broken = _paste(canvas, (int(left), int(top), int(right), int(bottom)), grid, indices, kept)
-        yield PatchBand(
-            start=band.start,
-            patches=_cut(canvas, (int(left), int(top)), plan, crops, band),
-            ok=_untouched(grid, crops[band], list(broken)),
-            reasons=list(broken.values()),
-        )
-        for index in indices:
-            if last_use[int(index)] == k:
-                del kept[int(index)]
+
+class _Band:
+    """A row of patches that is being put together, segment by segment.
+
+    Attributes:
+        x0, x1: first column and end of the window of each patch in the level, ascending.
+        y0, y1: the same of the rows, for all.
+    """
+
+    def __init__(self, plan: PatchPlan, crops: NDArray[np.int64], place: slice) -> None:
+        self._plan, self._place = plan, place
+        self.x0: list[int] = crops[place, 0].tolist()
+        self.x1: list[int] = crops[place, 2].tolist()
+        self.y0, self.y1 = (int(y) for y in crops[place.start, [1, 3]])
+        self._canvas = np.empty((self.y1 - self.y0, self.x1[-1] - self.x0[0], 3), np.uint8)
+        self._ok = np.ones(len(self.x0), np.bool_)
+        self._reasons: list[str] = []
+
+    def segments(self, grid: SegmentGrid) -> NDArray[np.int64]:
+        """Indices of the segments under its patches, in file order."""
+        width = grid.width
+        columns = {c for x0, x1 in zip(self.x0, self.x1, strict=True) for c in range(x0 // width, -(-x1 // width))}
+        rows = np.arange(self.y0 // grid.height, -(-self.y1 // grid.height))
+        return (rows[:, None] * grid.columns + np.array(sorted(columns))).ravel()
+
+    def paste(self, x: int, y: int, grid: SegmentGrid, pixels: RgbImage | str | None) -> None:
+        """Copies the part of a segment at (x, y) of the level that lies in the band."""
+        top, bottom = max(self.y0, y), min(self.y1, y + grid.height)
+        left, right = max(self.x0[0], x), min(self.x1[-1], x + grid.width)
+        if top >= bottom or left >= right:
+            return
+        known = isinstance(pixels, np.ndarray)
+        part = pixels[top - y : bottom - y, left - x : right - x] if known else WHITE
+        self._canvas[top - self.y0 : bottom - self.y0, left - self.x0[0] : right - self.x0[0]] = part
+        touched = slice(bisect_right(self.x1, x), bisect_left(self.x0, x + grid.width))
+        if isinstance(pixels, str) and touched.start < touched.stop:
+            self._ok[touched] = False
+            self._reasons.append(pixels)
+
+    def finished(self) -> PatchBand:
+        """Its patches, cut out and brought to the target scale."""
+        native, side = self._plan.read.factor == 1, self._plan.patch_px
+        patches = np.empty((len(self.x0), side, side, 3), np.uint8)
+        for k, box in enumerate(self._plan.boxes[self._place]):
+            window = self._canvas[:, self.x0[k] - self.x0[0] : self.x1[k] - self.x0[0]]
+            patches[k] = window if native else resample(window, box - [self.x0[k], self.y0, self.x0[k], self.y0], side)
+        return PatchBand(self._place.start, patches, self._ok, self._reasons)
 
 
 def _crops(boxes: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -193,68 +235,6 @@ def _crops(boxes: NDArray[np.float64]) -> NDArray[np.int64]:
     rounded = np.rint(boxes)
     boxes = np.where(np.abs(boxes - rounded) < 1e-6, rounded, boxes)
     return np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(np.int64)
-
-
-def _touched(grid: SegmentGrid, crops: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of the segments under some crops, in file order."""
-    marks = np.zeros((grid.rows, grid.columns), np.bool_)
-    for x0, y0, x1, y1 in crops:
-        marks[y0 // grid.height : -(-y1 // grid.height), x0 // grid.width : -(-x1 // grid.width)] = True
-    return np.flatnonzero(marks)
-
-
-def _untouched(grid: SegmentGrid, crops: NDArray[np.int64], broken: list[int]) -> NDArray[np.bool_]:
-    """Which crops lie on none of the broken segments, (n,)."""
-    ok = np.ones(len(crops), np.bool_)
-    for index in broken:
-        row, column = divmod(index, grid.columns)
-        x, y = column * grid.width, row * grid.height
-        hit = (crops[:, 0] < x + grid.width) & (crops[:, 2] > x) & (crops[:, 1] < y + grid.height) & (crops[:, 3] > y)
-        ok &= ~hit
-    return ok
-
-
-def _paste(
-    canvas: RgbImage,
-    window: tuple[int, int, int, int],
-    grid: SegmentGrid,
-    indices: NDArray[np.int64],
-    decoded: dict[int, RgbImage | str | None],
-) -> dict[int, str]:
-    """Pastes segments into the canvas of a window of the level; returns those that are broken, and why."""
-    left, top, right, bottom = window
-    broken: dict[int, str] = {}
-    for index in map(int, indices):
-        row, column = divmod(index, grid.columns)
-        x, y = column * grid.width, row * grid.height
-        x0, y0 = max(x, left), max(y, top)
-        x1, y1 = min(x + grid.width, right), min(y + grid.height, bottom)
-        pixels = decoded[index]
-        if isinstance(pixels, str):
-            broken[index] = pixels
-        elif pixels is None:
-            canvas[y0 - top : y1 - top, x0 - left : x1 - left] = WHITE
-        else:
-            canvas[y0 - top : y1 - top, x0 - left : x1 - left] = pixels[y0 - y : y1 - y, x0 - x : x1 - x]
-    return broken
-
-
-def _cut(
-    canvas: RgbImage,
-    origin: tuple[int, int],
-    plan: PatchPlan,
-    crops: NDArray[np.int64],
-    band: slice,
-) -> PatchBatch:
-    """Cuts the patches of a band out of its canvas, (n, patch_px, patch_px, 3)."""
-    side = plan.patch_px
-    patches = np.empty((band.stop - band.start, side, side, 3), np.uint8)
-    offset = np.array([*origin, *origin])
-    for patch, box, crop in zip(patches, plan.boxes[band], crops[band], strict=True):
-        x0, y0, x1, y1 = crop - offset
-        pixels = canvas[y0:y1, x0:x1]
-        patch[:] = pixels if plan.read.factor == 1 else resample(pixels, box - crop[[0, 1, 0, 1]], side)
-    return patches
 
 
 def resample(pixels: RgbImage, box: NDArray[np.float64], side: int) -> RgbImage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -45,18 +44,25 @@ class FeatureRows:
     def __init__(
         self, features: SlideFeatures, slides: Sequence[str], rows: int, dtype: torch.dtype = torch.float32
     ) -> None:
-        self._tables = [[_tensor(view) for view in features[slide]] for slide in slides]
+        # plain arrays over the maps: numpy's subclass for maps makes every small take twice as slow
+        self._tables = [[np.asarray(view) for view in features[slide]] for slide in slides]
         first = self._tables[0][0]  # (patches, dim)
-        self._dim = first.shape[1]
-        self._stored = first.new_empty(rows, self._dim)
-        self._wide = first.new_empty(rows, self._dim, dtype=dtype)
+        self._stored = np.empty((rows, first.shape[1]), first.dtype)
+        self._narrow = torch.from_numpy(self._stored)  # the same memory
+        self._wide = torch.empty(self._narrow.shape, dtype=dtype)
 
     def bags(self, bags: Bags) -> Tensor:
         """Instances of some bags, (bags, size, dim); valid until the next call."""
         size = bags.rows.shape[1]
         for i, slide in enumerate(bags.slide.tolist()):
-            self._take_bag(self._tables[slide], bags.rows[i], bags.views[i], at=i * size)
-        return self._convert(len(bags) * size).view(len(bags), size, self._dim)
+            start = 0
+            # views ascend within a bag, so each is one run of rows
+            ends = bags.views[i].searchsorted(np.arange(1, len(self._tables[slide]) + 1)).tolist()
+            for table, end in zip(self._tables[slide], ends, strict=True):
+                if end > start:
+                    self._take(table, bags.rows[i, start:end], at=i * size + start)
+                start = end
+        return self._convert(len(bags) * size).view(len(bags), size, -1)
 
     def blocks(self, slide: int, rows: NDArray[np.int64]) -> Iterator[Tensor]:
         """Plain patches (view 0) of one slide, (some rows, dim) each; valid until the next."""
@@ -66,26 +72,11 @@ class FeatureRows:
             self._take(self._tables[slide][0], block, at=0)
             yield self._convert(len(block))
 
-    def _take_bag(self, views: list[Tensor], rows: NDArray[np.int64], view: NDArray[np.int64], *, at: int) -> None:
-        if view[0] == view[-1]:  # ascending, so one view alone
-            self._take(views[view[0]], rows, at=at)
-            return
-        ends = np.bincount(view, minlength=len(views)).cumsum().tolist()
-        start = 0
-        for table, end in zip(views, ends, strict=True):
-            if end > start:
-                self._take(table, rows[start:end], at=at + start)
-            start = end
-
-    def _take(self, table: Tensor, rows: NDArray[np.int64], *, at: int) -> None:
-        torch.index_select(table, 0, torch.from_numpy(rows), out=self._stored[at : at + len(rows)])
+    def _take(self, table: NDArray[np.floating], rows: NDArray[np.int64], *, at: int) -> None:
+        # of the ways to gather a few rows this is the one of least overhead; "clip" lets it write straight
+        # into `out`. A row beyond the end cannot occur: bags are drawn below the number of patches
+        table.take(rows, axis=0, out=self._stored[at : at + len(rows)], mode="clip")
 
     def _convert(self, rows: int) -> Tensor:
         # one conversion of many rows is quicker than a conversion a bag
-        return self._wide[:rows].copy_(self._stored[:rows])
-
-
-def _tensor(array: NDArray[np.floating]) -> Tensor:
-    with warnings.catch_warnings():  # torch warns that a read-only map could be written to; nothing here does
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
+        return self._wide[:rows].copy_(self._narrow[:rows])

@@ -17,15 +17,15 @@ stain = "HE"                    # slides of the cohort to use: "HE" or "IHC"
 preset = "four"                 # "four": 0, 1+, 2+, 3+.  "paper-binary": 0, 1+ against 2+, 3+
 
 [splits]                        # stratified by score; a case is never on two sides
-test_slides = {test_slides:<16}# fixed test set, unless the cohort has a column `split`
-folds = {folds:<22}# cross-validation; "paper": KFold(5, shuffle) over slides, as the original
+test_slides = {test_slides:<18}# fixed test set, unless the cohort has a column `split`
+folds = {folds:<24}# cross-validation; "paper": KFold(5, shuffle) over slides, as the original
 seed = 123
 
 [bags]
 size = 100                      # patches a bag, drawn without replacement from one slide
-per_epoch = {per_epoch:<18}# fresh bags a training epoch
-validation = {validation:<17}# fixed bags that choose epoch and configuration
-test = {test:<23}# fixed bags of the test slides
+per_epoch = {per_epoch:<20}# fresh bags a training epoch
+validation = {validation:<19}# fixed bags that choose epoch and configuration
+test = {test:<25}# fixed bags of the test slides
 balanced = false                # true: every class equally often, rather than every slide
 allow_replacement = false       # true: slides with fewer than `size` patches repeat them
 
@@ -33,7 +33,7 @@ allow_replacement = false       # true: slides with fewer than `size` patches re
 attention_units = 256           # width of the attention layer, W2 in the paper's equation 1
 
 [training]                      # Adam; every learning rate is tried with every weight decay
-epochs = {epochs:<21}# the epoch of least validation loss is kept
+epochs = {epochs:<23}# the epoch of least validation loss is kept
 batch_bags = 64                 # bags an optimiser step
 learning_rate = {learning_rate}
 weight_decay = {weight_decay}

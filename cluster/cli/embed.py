@@ -90,7 +90,7 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
         report = embed_slides(slides, trunks, opened, reading, job, bar)
     names = [trunk.spec.name for trunk in trunks]
     return Outcome(
-        items=[Item(o.slide_id, o.status, o.reason) for o in report.outcomes],  # pyright: ignore[reportArgumentType]
+        items=[Item(o.slide_id, o.status, o.reason) for o in report.outcomes],
         outputs={"store": opened.uri},
         extra={
             "spaces": dict(zip(names, report.space_keys, strict=True)),

@@ -11,12 +11,14 @@ _VERBS = {
     "demo": "cluster.cli.demo:demo",
     "synth": "cluster.cli.synth:synth",
     "cohort": "cluster.cli.cohort:cohort",
+    "tissue": "cluster.cli.tissue:tissue",
     "embed": "cluster.cli.embed:embed",
     "init": "cluster.cli.sweep:init",
     "sweep": "cluster.cli.sweep:sweep",
     "score": "cluster.cli.score:score",
     "heatmap": "cluster.cli.score:heatmap",
     "report": "cluster.cli.score:report",
+    "store": "cluster.cli.store:store",
 }
 
 

@@ -62,10 +62,11 @@ class FeatureStore:
 
     Attributes:
         uri: where it is.
+        records: its JSON records.
     """
 
     def __init__(self, records: Records, *, verify: Literal["once", "never"]) -> None:
-        self._records = records
+        self.records = records
         self._verify = verify
         self.uri = str(records.root)
 
@@ -102,12 +103,12 @@ class FeatureStore:
     def add_space(self, space: FeatureSpace, *, weights: str | None = None) -> str:
         """Records a feature space; returns its key. `weights` says where they were read from."""
         record = {"space": space.document(), "name": space.embedder.name, "weights": weights}
-        self._records.put_new(space_path(space.key), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+        self.records.put_new(space_path(space.key), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         return space.key
 
     def spaces(self) -> list[SpaceInfo]:
         """The feature spaces, by name then key."""
-        found = [self._space(Path(path).stem) for path in self._records.list("spaces")]
+        found = [self._space(Path(path).stem) for path in self.records.list("spaces")]
         return sorted(found, key=lambda space: (space.name, space.key))
 
     def find_space(self, name_or_key: str) -> SpaceInfo:
@@ -130,7 +131,7 @@ class FeatureStore:
 
     def _space(self, key: str) -> SpaceInfo:
         path = f"{self.uri}/{space_path(key)}"
-        record = parse_json(self._records.get(space_path(key)) or b"", path)
+        record = parse_json(self.records.get(space_path(key)) or b"", path)
         try:
             document = record["space"]
             return SpaceInfo(
@@ -149,11 +150,11 @@ class FeatureStore:
 
     def slides(self, space_key: str) -> list[str]:
         """Ids of the slides committed in a space, sorted."""
-        return sorted(decode_slide_id(Path(path).stem) for path in self._records.list(f"commits/{space_key}"))
+        return sorted(decode_slide_id(Path(path).stem) for path in self.records.list(f"commits/{space_key}"))
 
     def has(self, slide_id: str, space_key: str) -> bool:
         """Whether a slide is committed in a space."""
-        return self._records.get(commit_path(slide_id, space_key)) is not None
+        return self.records.get(commit_path(slide_id, space_key)) is not None
 
     def record(self, slide_id: str, space_key: str) -> CommitRecord:
         """The commit record of a slide.
@@ -162,7 +163,7 @@ class FeatureStore:
             IncompleteSlideError: it is not committed.
         """
         path = commit_path(slide_id, space_key)
-        data = self._records.get(path)
+        data = self.records.get(path)
         if data is None:
             raise IncompleteSlideError(
                 f"slide {slide_id!r} has no features in space {space_key[:12]} of {self.uri}: it was not embedded,"
@@ -196,7 +197,7 @@ class FeatureStore:
         return self._map(self.record(slide_id, space_key), COORDS_CHUNK, 2, "int32")  # pyright: ignore[reportReturnType]
 
     def _map(self, record: CommitRecord, chunk: str, columns: int, dtype: str) -> NDArray[np.generic]:
-        path = self._records.root / attempt_path(record.slide_id, record.space_key, record.attempt) / chunk
+        path = self.records.root / attempt_path(record.slide_id, record.space_key, record.attempt) / chunk
         verify = self._verify == "once" and path not in _checked
         mapped = chunks.map_chunk(path, record.n_patches, columns, dtype, verify=verify)
         if verify:
@@ -207,16 +208,16 @@ class FeatureStore:
 
     def writer(self, shape: SlideShape) -> SlideWriter:
         """Starts an attempt at a slide."""
-        return SlideWriter(self._records, shape)
+        return SlideWriter(self.records, shape)
 
     def add_failure(self, failure: FailureRecord) -> None:
         """Records why a slide has no features; the last reason counts."""
-        self._records.put(failure_path(failure.slide_id, failure.space_key), failure.to_json())
+        self.records.put(failure_path(failure.slide_id, failure.space_key), failure.to_json())
 
     def failures(self, space_key: str) -> Iterator[FailureRecord]:
         """The failures of a space, without those of slides that were committed meanwhile."""
         committed = set(self.slides(space_key))
-        for path in self._records.list(f"failures/{space_key}"):
-            data = self._records.get(path)
+        for path in self.records.list(f"failures/{space_key}"):
+            data = self.records.get(path)
             if data is not None and decode_slide_id(Path(path).stem) not in committed:
                 yield FailureRecord.from_json(data, f"{self.uri}/{path}")

@@ -9,6 +9,7 @@ failures/<space_key>/<slide_id>.json           why a slide has no features
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 from collections.abc import Iterable
@@ -81,11 +82,16 @@ class CommitRecord:
     made: dict[str, Any]
     schema: int = SCHEMA
 
-    def to_json(self) -> bytes:
+    @property
+    def bytes(self) -> int:
+        """Size of the features and coords, without checksums."""
+        return self.n_patches * (self.views * self.dim * np.dtype(self.dtype).itemsize + 2 * 4)
+
+    def to_json(self) -> builtins.bytes:
         return _dump(asdict(self))
 
     @classmethod
-    def from_json(cls, data: bytes, path: str) -> Self:
+    def from_json(cls, data: builtins.bytes, path: str) -> Self:
         """Parses a commit record.
 
         Raises:

@@ -87,7 +87,7 @@ class AnatomyModel:
 
     def window(self, window: Window) -> Anatomy:
         """The anatomy at the pixels of a window."""
-        grid = window.aligned(_GRID_MPP, margin=4)
+        grid = window.aligned(_GRID_MPP, margin=16)  # wide enough for the rounding of fat cells
         depth_um = _NEST_SLOPE_UM * (self._nest_potential(grid) - np.float32(self._nest_level))
         fibre_u, fibre_v = self._fibres(grid)
         fat, lumen_um = self._adipocytes(grid)

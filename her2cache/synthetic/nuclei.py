@@ -198,7 +198,7 @@ def _draw(nuclei: Nuclei, chunk: NDArray[np.intp], window: Window) -> _Stamps:
     cover = np.clip(inside_um / np.float32(_EDGE_UM) + np.float32(0.5), 0.0, 1.0)
 
     rim = np.exp(-((np.maximum(inside_um, 0.0) / 1.0) ** 2)) * np.minimum(r / 5.0, 1.0) ** 2
-    pattern = 0.75 + 0.45 * rim + 0.22 * _grain(draws[3], draws[4], steps, window.mpp)
+    pattern = 0.75 + 0.45 * rim + 0.22 * _grain(draws[3], draws[4], steps - half, window.mpp)
     spot = _cube(0.35 * np.sqrt(draws[5]) * np.exp(2j * np.pi * draws[6]), np.complex64)
     spot_um = _cube(1.25 + 0.35 * draws[7]) - np.abs(place - spot) * r
     pattern += 1.1 * _cube(nuclei.nucleolus[chunk]) * np.clip(spot_um / np.float32(_EDGE_UM) + 0.5, 0.0, 1.0)
@@ -226,8 +226,8 @@ def _inside(place: NDArray[Any], phases: list[NDArray[np.float64]], roughness: f
 
 
 def _grain(u: NDArray[np.float64], v: NDArray[np.float64], steps: NDArray[np.intp], mpp: float) -> Field:
-    """Chromatin of each nucleus, cut from one texture at (u, v) in 0 to 1: (n, size, size)."""
+    """Chromatin of each nucleus, cut from one texture around (u, v) in 0 to 1: (n, size, size)."""
     clumps = texture("chromatin", 0.7, 0.7)
-    shift = (steps * (mpp / TEXTURE_UM)).astype(np.intp)
+    shift = np.floor(steps * (mpp / TEXTURE_UM)).astype(np.intp)
     rows, columns = (((start * len(clumps)).astype(np.intp)[:, None] + shift) % len(clumps) for start in (u, v))
     return clumps[rows[:, :, None], columns[:, None, :]]

@@ -97,8 +97,8 @@ def draw_case(seed: int, number: int) -> Case:
         tumour_share=float(rng.uniform(0.35, 0.70)),
         nuclear_share=float(0.30 * np.exp(_SLIDE_SHARE_LOG_SD * rng.standard_normal())),
         fat_share=float(rng.uniform(0.0, 0.12)),
-        dab_density=float(_DAB_DENSITY[score] * np.exp(0.35 * rng.standard_normal()) + rng.uniform(0.0, 0.06)),
-        dab_completeness=float(np.clip(_DAB_COMPLETENESS[score] + 0.12 * rng.standard_normal(), 0.0, 1.0)),
+        dab_density=float(_DAB_DENSITY[score] * np.exp(0.45 * rng.standard_normal()) + rng.uniform(0.0, 0.06)),
+        dab_completeness=float(np.clip(_DAB_COMPLETENESS[score] + 0.15 * rng.standard_normal(), 0.0, 1.0)),
     )
 
 

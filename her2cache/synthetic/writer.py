@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         write(partial)
-        os.replace(partial, path)  # noqa: PTH105 - Path.replace says the same, this names the atomicity
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

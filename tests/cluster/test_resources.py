@@ -76,10 +76,8 @@ class TestRefused:
                 start_ray(address)
             assert time.monotonic() - started < 15
 
-    @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "no-such-host.invalid:6379", ":"])
+    @pytest.mark.parametrize("address", ["127.0.0.1:99999", "no-such-host.invalid:6379"])
     def test_what_is_no_address(self, address: str) -> None:
-        if ray.is_initialized():
-            pytest.skip("Ray judges addresses only while it is not connected")
         with pytest.raises(ConfigError, match="no Ray cluster answers"):
             start_ray(address)
 

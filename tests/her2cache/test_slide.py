@@ -128,9 +128,12 @@ class TestProperties:
     def test_a_downsample_that_is_no_integer(self, tmp_path: Path) -> None:
         path = tmp_path / "s.svs"
         with tifffile.TiffWriter(path) as tiff:
-            for pixels in (texture(900, 600), texture(360, 240)):
-                tiff.write(pixels, tile=(64, 64), photometric="rgb", metadata=None, description=APERIO.format(mpp=0.25))
+            options = {"photometric": "rgb", "metadata": None, "description": APERIO.format(mpp=0.25)}
+            tiff.write(texture(900, 600), tile=(64, 64), **options)
+            tiff.write(texture(90, 60), **options)  # where an SVS has its thumbnail
+            tiff.write(texture(360, 240), tile=(64, 64), **options)
         with open_slide(path) as slide:
+            assert slide.level_sizes == ((900, 600), (360, 240))
             assert slide.downsamples == (1, 2.5)
 
     def test_real_svs(self, data: Path) -> None:

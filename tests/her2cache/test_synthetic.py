@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from her2cache.synthetic.cohort import tumour_fraction, write_synthetic_cohort
 from her2cache.synthetic.noise import Window
 from her2cache.synthetic.nuclei import mean_radius_um, tumour_nuclei
 from her2cache.synthetic.section import Section, develop, halo_px, without_halo
-from her2cache.synthetic.specimen import STAIN_VECTORS, draw_case, draw_staining
+from her2cache.synthetic.specimen import draw_case, draw_staining
 from her2cache.tissue import PRESETS, Overview, find_tissue
 
-SMALL_PX = 640
+SMALL_PX = 400
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +84,8 @@ def test_both_readers_see_the_same_slide(cohort: str, width: int, mpp: float, re
 
 def test_pyramid_levels_show_the_same_tissue(full: Path) -> None:
     with tiffslide.TiffSlide(full / "slides" / "case-001-HE.tif") as slide:
-        fine = slide.read_region((0, 0), 0, slide.level_dimensions[0]).convert("RGB").reduce(4)
-        coarse = slide.read_region((0, 0), 1, slide.level_dimensions[1]).convert("RGB")
+        fine = slide.read_region((0, 0), 0, slide.level_dimensions[0]).convert("L").reduce(4)
+        coarse = slide.read_region((0, 0), 1, slide.level_dimensions[1]).convert("L")
     assert np.abs(np.asarray(fine, float) - np.asarray(coarse, float)).mean() < 3
 
 
@@ -149,7 +150,7 @@ def test_every_slide_has_enough_patches_for_a_bag(full: Path) -> None:
         with tiffslide.TiffSlide(full / "slides" / f"{name}.tif") as slide:
             image = np.asarray(slide.read_region((0, 0), 1, slide.level_dimensions[1]).convert("RGB"))
         mask = find_tissue(Overview(image, np.zeros(image.shape[:2], np.bool_), 4.0), 0.5, PRESETS["he"])
-        x, y = (axis.ravel() * 96.0 for axis in np.meshgrid(np.arange(16), np.arange(16)))
+        y, x = (axis.ravel() * 96.0 for axis in np.mgrid[:16, :16])
         share = mask.share(np.column_stack([x, y, x + 96, y + 96]))
         assert (share >= 0.5).sum() >= 120
         assert 0.6 < share.mean() < 0.9, "glass around irregular tissue"
@@ -242,31 +243,38 @@ def test_nuclei_of_any_latent_stain_alike() -> None:
     means = []
     for latent in (-1.5, 1.5):
         per_case = []
-        for number in range(1, 5):
+        for number in range(1, 4):
             case = replace(draw_case(2, number), latent=latent, nuclear_share=0.30, tumour_share=0.6, fat_share=0.0)
-            anatomy = AnatomyModel(case, 1024.0, 1024.0).window(Window(256.0, 256.0, 640, 640, 0.5).grown(halo_px(0.5)))
+            anatomy = AnatomyModel(case, 1024.0, 1024.0).window(Window(256.0, 256.0, 480, 480, 0.5).grown(halo_px(0.5)))
             per_case.append(Section(case, "HE").render(anatomy).mean(axis=(0, 1)))
         means.append(np.mean(per_case, axis=0))
     assert np.abs(means[0] - means[1]).max() < 2.5  # grey levels; stainings differ by tens
 
 
 def test_dab_of_the_sister_section_follows_the_score() -> None:
-    """Read off the pixels with the published stain vectors, as an outsider would."""
-    unmix = np.linalg.inv(STAIN_VECTORS)
+    """Read off the pixels: strongly stained membranes and how much of a nest they are."""
     dab: dict[int, list[float]] = {score: [] for score in range(4)}
-    for number in range(1, 17):
+    for number in range(1, 13):
         case = draw_case(4, number)
         window = Window(200.0, 200.0, 320, 320, 0.5).grown(halo_px(0.5))
         anatomy = AnatomyModel(case, 768.0, 768.0).window(window)
         section = Section(case, "IHC")
         density = -np.log10(np.maximum(section.render(anatomy), 1) / section.staining.white)
         tumour = anatomy.tumour[without_halo(window)]
-        if tumour.any():
-            dab[case.score].append(float((density @ unmix)[tumour][:, 2].mean()))
+        amounts = density[tumour] @ np.linalg.inv(section.staining.vectors)
+        if tumour.mean() > 0.1:
+            dab[case.score].append(float(np.percentile(amounts[:, 2], 95)))
     means = [np.mean(dab[score]) for score in range(4)]
     assert means == sorted(means)
-    assert means[3] > means[0] + 0.15
-    assert max(dab[1]) > min(dab[2]), "neighbouring scores overlap"
+    assert means[3] > means[0] + 0.3
+
+
+def test_membrane_staining_of_neighbouring_scores_overlaps() -> None:
+    cases = [draw_case(4, number) for number in range(1, 401)]
+    density = [np.array([case.dab_density for case in cases if case.score == score]) for score in range(4)]
+    for lower, upper in itertools.pairwise(density):
+        out_of_order = (lower[:, None] > upper[None, :]).mean()
+        assert 0.0 < out_of_order < 0.25
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from her2cache.errors import BagError, SweepError
 from tests.planted import PATCHES, planted_features, planted_slides
@@ -22,15 +20,6 @@ from trainers.tasks import find_task
 
 GOOD, SLOW = Configuration(1e-2, 1e-4), Configuration(1e-5, 1e-4)
 WILD = Configuration(1e38, 1e-4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in a trial; two threads only get in each other's way on bags this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def test_slides_that_cannot_be_used_are_named_and_left_out_of_every_space(projec
 
 def test_a_cohort_without_a_usable_slide_is_told(project: Path) -> None:
     (project / "ihc.csv").write_text((project / "cohort.csv").read_text().replace(",HE,", ",IHC,"))
-    with pytest.raises(CohortError, match="no HE slide of .* can be used"):
+    with pytest.raises(CohortError, match=r"no HE slide of .* can be used"):
         open_study(experiment(project, "ihc.csv"))
 
 

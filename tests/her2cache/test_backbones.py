@@ -1,0 +1,273 @@
+"""Frozen embedders: their weights from any file, their features, and files that are none."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.models import alexnet
+
+from her2cache.backbones import AlexNetEmbedder, Trunk, _trunk_side, load_trunk, names
+from her2cache.embedder import Batching
+from her2cache.errors import EmbedderError, WeightsMismatchError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """Embedders set the threads of the process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return alexnet(weights=None).eval()
+
+
+@pytest.fixture(scope="module")
+def state(network: Any) -> dict[str, Tensor]:
+    return dict(network.features.state_dict())
+
+
+@pytest.fixture(scope="module")
+def trunk(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Trunk:
+    path = tmp_path_factory.mktemp("weights") / "trunk.pth"
+    torch.save(state, path)
+    return load_trunk(f"alexnet-imagenet={path}", 64)
+
+
+def _load(path: Path) -> Trunk:
+    return load_trunk(f"alexnet-imagenet={path}", 96)
+
+
+class TestFiles:
+    def test_one_trunk_has_one_digest_whatever_its_file(
+        self, tmp_path: Path, network: torch.nn.Module, state: dict[str, Tensor], trunk: Trunk
+    ) -> None:
+        torch.save(network.state_dict(), tmp_path / "whole.pth")
+        torch.save(dict(reversed(state.items())), tmp_path / "reversed.pth")
+        torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+        torch.save({name: value.double() for name, value in state.items()}, tmp_path / "double.pth")
+        last = {
+            name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+            for name, value in state.items()
+        }
+        torch.save(last, tmp_path / "channels_last.pth")
+        safetensors.torch.save_file(state, tmp_path / "trunk.safetensors")
+        safetensors.torch.save_file(dict(network.state_dict()), tmp_path / "whole.safetensors")
+        files = sorted(path for path in tmp_path.iterdir())
+        assert len(files) == 7
+        for path in files:
+            loaded = _load(path)
+            assert loaded.spec.weights_sha256 == trunk.spec.weights_sha256, path.name
+            assert list(loaded.tensors) == list(state)
+            assert loaded.source == str(path)
+            for name, value in state.items():
+                assert np.array_equal(loaded.tensors[name], value.numpy())
+
+    def test_other_weights_have_another_digest(self, tmp_path: Path, state: dict[str, Tensor], trunk: Trunk) -> None:
+        changed = {name: value.clone() for name, value in state.items()}
+        changed["10.bias"][17] = torch.nextafter(changed["10.bias"][17], torch.tensor(9.0))
+        torch.save(changed, tmp_path / "t.pth")
+        assert _load(tmp_path / "t.pth").spec.weights_sha256 != trunk.spec.weights_sha256
+
+    def test_the_imagenet_file(self, data: Path) -> None:
+        spec = _load(data / "weights/alexnet_features_imagenet.pth").spec
+        assert spec.weights_sha256 == "d6bb1ac1d4f3e5dfde3f6e1183c5e76751c9e1b53f30d7764ce45de7a5ca2a34"
+        assert (spec.name, spec.dim, spec.input_px) == ("alexnet-imagenet", 1024, 96)
+        assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    def test_missing(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "no.pth", tmp_path):
+            with pytest.raises(EmbedderError, match=r"does not exist.*NAME=FILE"):
+                _load(path)
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    @pytest.mark.parametrize("content", [b"", b"text\n" * 50, b"PK\x03\x04 cut off", b"\x80\x02}q\x00.", b"\x80\x04N."])
+    def test_no_weights_file(self, tmp_path: Path, suffix: str, content: bytes) -> None:
+        path = tmp_path / f"w{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(WeightsMismatchError) as caught:
+            _load(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    @settings(max_examples=100)
+    @given(st.integers(0, 2**32), st.integers(1, 60))
+    def test_any_bytes(self, tmp_path_factory: pytest.TempPathFactory, seed: int, n: int) -> None:
+        path = tmp_path_factory.getbasetemp() / "any.pth"
+        path.write_bytes(random.Random(seed).randbytes(n))
+        with pytest.raises(WeightsMismatchError):
+            _load(path)
+
+    def test_truncated(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
+        torch.save(state, tmp_path / "t.pth")
+        safetensors.torch.save_file(state, tmp_path / "t.safetensors")
+        for path in (tmp_path / "t.pth", tmp_path / "t.safetensors"):
+            content = path.read_bytes()
+            for share in (0.5, 0.999):
+                path.write_bytes(content[: int(len(content) * share)])
+                with pytest.raises(WeightsMismatchError, match="not a weights file"):
+                    _load(path)
+
+    def test_code_in_a_pickle_is_not_run(self, tmp_path: Path) -> None:
+        witness = tmp_path / "ran"
+
+        class Attack:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return Path.touch, (witness,)
+
+        for name, protocol in (("old.pth", 0), ("new.pth", 4)):
+            (tmp_path / name).write_bytes(pickle.dumps({"0.weight": Attack()}, protocol))
+        torch.save({"0.weight": Attack()}, tmp_path / "torch.pth")
+        for path in sorted(tmp_path.glob("*.pth")):
+            with pytest.raises(WeightsMismatchError):
+                _load(path)
+        assert not witness.exists()
+        pickle.loads((tmp_path / "new.pth").read_bytes())
+        assert witness.exists()  # it would have
+
+    def test_a_whole_module_is_refused(self, tmp_path: Path, network: torch.nn.Module) -> None:
+        torch.save(network, tmp_path / "module.pth")
+        with pytest.raises(WeightsMismatchError):
+            _load(tmp_path / "module.pth")
+
+
+class TestMismatch:
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"0.weight": torch.zeros(64, 3, 7, 7)}, ["0.weight"]),
+            ({"0.weight": None}, ["0.weight"]),
+            ({"0.weight": None, "10.bias": None}, ["0.weight", "10.bias"]),
+            ({"99.weight": torch.zeros(3)}, ["99.weight"]),
+            ({"0.weight": [1.0, 2.0]}, ["0.weight"]),
+            ({7: torch.zeros(3)}, ["7"]),
+            ({"module.x": torch.zeros(1)}, ["module.x"]),
+        ],
+    )
+    def test_names_the_tensors(
+        self, tmp_path: Path, state: dict[str, Tensor], change: dict[Any, Any], named: list[str]
+    ) -> None:
+        changed = {name: value for name, value in (state | change).items() if value is not None}
+        torch.save(changed, tmp_path / "t.pth")
+        with pytest.raises(WeightsMismatchError) as caught:
+            _load(tmp_path / "t.pth")
+        assert f"{len(named)} tensors" in str(caught.value)
+        for name in named:
+            assert name in str(caught.value)
+
+    @pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"epoch": 3}, [torch.zeros(1)], torch.zeros(3), 5])
+    def test_no_trunk_at_all(self, tmp_path: Path, content: Any) -> None:
+        torch.save(content, tmp_path / "t.pth")
+        with pytest.raises(WeightsMismatchError, match=r"t\.pth"):
+            _load(tmp_path / "t.pth")
+
+
+class TestRequests:
+    def test_unknown_lists_the_known(self) -> None:
+        with pytest.raises(EmbedderError) as caught:
+            load_trunk("resnet50", 96)
+        assert "'resnet50'" in str(caught.value)
+        assert all(name in str(caught.value) for name in names())
+        assert {"alexnet-random", "alexnet-imagenet"} <= set(names())
+
+    @pytest.mark.parametrize("patch_px", [1, 62])
+    def test_patches_too_small(self, patch_px: int) -> None:
+        with pytest.raises(EmbedderError, match=r"at least 63 px.*--patch-px"):
+            load_trunk("alexnet-random", patch_px)
+
+    def test_random_takes_no_file(self) -> None:
+        with pytest.raises(EmbedderError, match="takes no weights file"):
+            load_trunk("alexnet-random=weights.pth", 96)
+
+    def test_offline_without_the_weights(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        with pytest.raises(EmbedderError, match="downloads are off; give a file"):
+            load_trunk("alexnet-imagenet", 96, offline=True)
+
+    def test_random_is_reproducible(self) -> None:
+        torch.manual_seed(1)
+        first = load_trunk("alexnet-random", 96)
+        torch.manual_seed(2)
+        second = load_trunk("alexnet-random", 64)
+        assert first.spec.weights_sha256 == second.spec.weights_sha256
+        # torchvision 0.29, seed 0; another value is another feature space under the same name
+        assert first.spec.weights_sha256 == "94a2f6d5452d1a12e361abf7f2f1caa3ee15d85abd65434551f3a7771957cc5c"
+        assert (first.spec.mean, first.spec.std) == ((0, 0, 0), (1, 1, 1))
+
+    def test_the_generator_of_the_process_is_left_alone(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
+        torch.save(state, tmp_path / "t.pth")
+        before = torch.random.get_rng_state()
+        AlexNetEmbedder(load_trunk("alexnet-random", 64), Batching())
+        AlexNetEmbedder(_load(tmp_path / "t.pth"), Batching())
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class TestFeatures:
+    def test_side_of_the_output(self) -> None:
+        """By the convolutions and pools of the network itself, on tensors without data."""
+        with torch.device("meta"):
+            features = alexnet(weights=None).features
+            for px in range(63, 601):
+                assert features(torch.empty(1, 3, px, px)).shape == (1, 256, _trunk_side(px), _trunk_side(px)), px
+
+    @pytest.mark.parametrize(("px", "dim"), [(63, 256), (96, 1024), (224, 9216)])
+    def test_length(self, px: int, dim: int) -> None:
+        trunk = load_trunk("alexnet-random", px)
+        assert trunk.spec.dim == dim
+        patches = np.zeros((2, px, px, 3), np.uint8)
+        assert AlexNetEmbedder(trunk, Batching(batch=2)).embed(patches).shape == (2, dim)
+
+    @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 20])
+    def test_equal_to_torchvision(self, network: Any, trunk: Trunk, n: int) -> None:
+        patches = np.random.default_rng(n).integers(0, 256, (n, 64, 64, 3), np.uint8)
+        found = AlexNetEmbedder(trunk, Batching(batch=8)).embed(patches)
+        assert found.dtype == np.float32
+        mean, std = torch.tensor(trunk.spec.mean), torch.tensor(trunk.spec.std)
+        with torch.no_grad():
+            x = ((torch.from_numpy(patches) / 255 - mean) / std).permute(0, 3, 1, 2)
+            expected = network.features(x).flatten(1).numpy() if n else np.empty((0, 256), np.float32)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max(initial=0) < 1e-5
+
+    def test_rows_do_not_depend_on_neighbours_padding_or_position(self, trunk: Trunk) -> None:
+        patches = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), np.uint8)
+        embedder = AlexNetEmbedder(trunk, Batching(batch=8))
+        together = embedder.embed(patches)
+        alone = np.concatenate([embedder.embed(patch[None]) for patch in patches])
+        assert together.tobytes() == alone.tobytes()
+        assert embedder.embed(patches[::-1])[::-1].tobytes() == together.tobytes()
+        assert AlexNetEmbedder(trunk, Batching(batch=8)).embed(patches).tobytes() == together.tobytes()
+
+    def test_patches_are_left_as_they_are(self, trunk: Trunk) -> None:
+        patches = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+        before = patches.copy()
+        AlexNetEmbedder(trunk, Batching(batch=8)).embed(patches)
+        assert np.array_equal(patches, before)
+
+    def test_a_trunk_travels(self, trunk: Trunk) -> None:
+        copy = pickle.loads(pickle.dumps(trunk))
+        assert copy.spec == trunk.spec
+        patches = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+        first, second = (AlexNetEmbedder(t, Batching(batch=8)).embed(patches) for t in (trunk, copy))
+        assert first.tobytes() == second.tobytes()
+
+    def test_it_is_frozen(self, trunk: Trunk) -> None:
+        embedder = AlexNetEmbedder(trunk, Batching())
+        assert not any(p.requires_grad for p in embedder._model.parameters())
+        embedder._model.load_state_dict({k: torch.zeros_like(v) for k, v in embedder._model.state_dict().items()})
+        assert trunk.tensors["0.weight"].any()  # the embedder has tensors of its own
