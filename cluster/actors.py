@@ -50,10 +50,11 @@ class Reader:
 class Embed:
     """Holds every embedder of a job on one device."""
 
-    def __init__(self, trunks: Sequence[Any], batching: Batching) -> None:
+    def __init__(self, trunks: Sequence[Any], batching: Batching, views: int) -> None:
         from her2cache.backbones import AlexNetEmbedder
 
         self._embedders = [AlexNetEmbedder(trunk, batching) for trunk in trunks]
+        self._views = views
 
     def ready(self) -> dict[str, Any]:
         """Provenance of the features made here: versions, device, instruction set."""
@@ -66,7 +67,11 @@ class Embed:
 
     def embed(self, block: PatchBlock, which: Sequence[int]) -> FeatureBlock:
         """Features of a block under some of the embedders; see `ingest.embed_block`."""
-        return embed_block(block, [self._embedders[k] for k in which])
+        return embed_block(block, [self._embedders[k] for k in which], self._views)
+
+    def counted(self) -> list[int]:
+        """Patches that went through each embedder here, every view counted."""
+        return [embedder.embedded for embedder in self._embedders]
 
 
 class Writer:
@@ -147,11 +152,11 @@ def remote_reader(waiting_blocks: int) -> Any:
     return ray.remote(num_cpus=0)(kind).remote()
 
 
-def remote_embedder(trunks: Any, batching: Batching) -> Any:
+def remote_embedder(trunks: Any, batching: Batching, views: int) -> Any:
     """Starts an embedder: on a CPU with a core a thread, on a GPU with the whole of it."""
     gpu = batching.device == "cuda"
     actor = ray.remote(num_gpus=1) if gpu else ray.remote(num_cpus=batching.threads)
-    return actor(Embed).remote(trunks, batching)
+    return actor(Embed).remote(trunks, batching, views)
 
 
 def remote_writer(uri: str) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.embed_job import EmbedOptions, EmbedReport, embed_slides
+from cluster.embed_job import EmbedReport, embed_slides
+from cluster.pipeline import EmbedOptions
 from her2cache.backbones import load_trunk
 from her2cache.cohort import Slide
 from her2cache.errors import WeightsMismatchError
@@ -39,4 +40,4 @@ def embed_more(
             f" {expected[:12]}: the file was replaced; put the old one back, or embed the slide with `her2cache embed`"
         )
     reading = ReadOptions(patch=patch, tissue=TissueSettings(**space.document["tissue"]))
-    return embed_slides(slides, [trunk], store, reading, options or EmbedOptions())
+    return embed_slides(slides, [trunk], store, reading, options or EmbedOptions(), views=space.views)

@@ -12,7 +12,7 @@ import numpy as np
 
 from her2cache.cohort import Slide
 from her2cache.errors import CohortError, ConfigError, SweepError
-from her2cache.slide import open_slide
+from her2cache.slide import file_changed, open_slide
 from her2cache.store.reader import FeatureStore
 from trainers.config import Experiment, read_experiment
 from trainers.heatmap import SCALE_MAX, attention_weighted_score, draw_heatmap, partition_bags
@@ -70,9 +70,9 @@ class SweepModels:
             CohortError: the store holds another slide under this slide's id.
         """
         held = self.store.record(slide.slide_id, self.space_keys[0]).slide
-        if slide.path.is_file() and slide.path.stat().st_size != held["bytes"]:
+        if file_changed(slide.path, held):
             raise CohortError(
-                f"{slide.path} is not the file that was embedded as {slide.slide_id!r} ({held['path']}): the sizes"
+                f"{slide.path} is not the file that was embedded as {slide.slide_id!r} ({held['path']}): their bytes"
                 " differ; list it in a cohort table under a slide_id of its own"
             )
         return [

@@ -16,7 +16,7 @@ from her2cache.cohort import Slide
 from her2cache.embedder import Augmentation, Embedder
 from her2cache.errors import EmbedderError
 from her2cache.pyramid import plan_read
-from her2cache.slide import SlideReader, file_sha256, open_slide, require_readable, resolve_mpp
+from her2cache.slide import SlideReader, file_identity, open_slide, require_readable, resolve_mpp
 from her2cache.tiling import PatchPlan, PatchSpec, plan_patches, read_bands
 from her2cache.tissue import TissueSettings, find_tissue
 from her2cache.units import Coords, PatchBatch
@@ -144,8 +144,7 @@ def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[Pa
     path = slide.path.resolve()
     provenance = {
         "path": str(path),
-        "bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
+        **file_identity(path),
         "reader": reader.reader,
         "width": reader.size[0],
         "height": reader.size[1],

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -283,10 +283,27 @@ def resolve_mpp(slide: SlideReader, override: float | None, *, assume_power: boo
     return found
 
 
-def file_sha256(path: Path) -> str:
-    """Digest of a file's bytes, hex."""
+def file_identity(path: Path) -> dict[str, Any]:
+    """What tells a file's content from another's: bytes, mtime_ns, and the sha256 of it all, hex."""
+    found = path.stat()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": digest}
+
+
+def file_changed(path: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a file is another than the one of that identity. The whole of it is read only when in doubt.
+
+    A file that is not there, or not a file, has not changed.
+    """
+    if not path.is_file():
+        return False
+    found = path.stat()
+    if found.st_size != identity["bytes"]:
+        return True
+    if found.st_mtime_ns == identity.get("mtime_ns"):
+        return False
+    return file_identity(path)["sha256"] != identity["sha256"]
 
 
 def require_readable(path: Path, failed: int, planned: int, share: float, reason: str) -> None:

@@ -12,7 +12,8 @@ from cluster.cli.output import Item, Outcome, count_of, err
 from cluster.cli.verb import verb
 
 if TYPE_CHECKING:
-    from cluster.embed_job import EmbedReport, Progress
+    from cluster.embed_job import EmbedReport
+    from cluster.pipeline import Progress
 
 
 @click.command()
@@ -41,6 +42,13 @@ if TYPE_CHECKING:
     help="Least share of tissue of a patch.",
 )
 @click.option(
+    "--views",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Of a patch: itself, and seeded augmented ones for training.",
+)
+@click.option(
     "--max-bad-patches",
     default=0.01,
     show_default=True,
@@ -59,6 +67,7 @@ if TYPE_CHECKING:
 )
 @click.option("--assume-power", is_flag=True, help="Take a missing scale from the objective: 10 / power um/px.")
 @click.option("--allow-upsample", is_flag=True, help="Enlarge slides that are coarser than --mpp.")
+@click.option("--replace", is_flag=True, help="Embed anew the slides whose file changed since they were embedded.")
 @click.option("--address", default="local", show_default=True, help="Ray: local, auto or HOST:PORT.")
 @verb
 def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **options: Any) -> Outcome:
@@ -67,7 +76,8 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
     Slides that the store already has are skipped; a slide that fails is recorded and the others go on.
     """
     from cluster.cli.inputs import slides_of
-    from cluster.embed_job import EmbedOptions, embed_slides
+    from cluster.embed_job import embed_slides
+    from cluster.pipeline import EmbedOptions
     from her2cache.backbones import load_trunk
     from her2cache.ingest import ReadOptions
     from her2cache.store.reader import FeatureStore
@@ -84,10 +94,10 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
         assume_power=options["assume_power"],
         allow_upsample=options["allow_upsample"],
     )
-    job = EmbedOptions(options["max_attempts"], options["on_error"], options["address"])
+    job = EmbedOptions(options["max_attempts"], options["on_error"], options["address"], options["replace"])
     opened = FeatureStore.create(store)
     with EmbedBar(len(slides)) as bar:
-        report = embed_slides(slides, trunks, opened, reading, job, bar)
+        report = embed_slides(slides, trunks, opened, reading, job, bar, views=options["views"])
     names = [trunk.spec.name for trunk in trunks]
     return Outcome(
         items=[Item(o.slide_id, o.status, o.reason) for o in report.outcomes],

@@ -13,7 +13,8 @@ from rich.console import Console
 Status = Literal["done", "skipped", "failed"]
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True)
+# a pipe has no width of its own; tables need one
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 @dataclass(frozen=True)

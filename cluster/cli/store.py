@@ -33,7 +33,9 @@ def info(uri: str) -> Outcome:
     from her2cache.store.reader import FeatureStore
 
     opened = FeatureStore.open(uri)
-    shown = Table("embedder", "space", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for name in ("embedder", "space"):
+        shown.add_column(name, no_wrap=True)
     for name in ("slides", "failed", "patches", "views", "dim", "MB", "mpp", "px"):
         shown.add_column(name, justify="right")
     shown.add_column("weights")
@@ -80,7 +82,10 @@ def ls(uri: str, space: str | None) -> Outcome:
 
     opened = FeatureStore.open(uri)
     chosen = opened.spaces() if space is None else [opened.find_space(space)]
-    shown = Table("slide", "embedder", "space", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    shown.add_column("slide", overflow="fold")
+    for name in ("embedder", "space"):
+        shown.add_column(name, no_wrap=True)
     for name in ("patches", "left out", "MB", "mpp"):
         shown.add_column(name, justify="right")
     for name in ("mpp by", "made", "her2cache"):
@@ -134,8 +139,8 @@ def repair(uri: str, cohort: Path | None, address: str) -> Outcome:
 
     The damaged commit records are kept under retired/.
     """
-    from cluster.embed_job import EmbedOptions
     from cluster.embed_more import embed_more
+    from cluster.pipeline import EmbedOptions
     from her2cache.store.audit import retire
     from her2cache.store.reader import FeatureStore
 

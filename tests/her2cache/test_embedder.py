@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from her2cache import embedder
-from her2cache.embedder import EmbedderSpec, FeatureSpace, canonical_json, tensors_sha256
+from her2cache.embedder import Augmentation, EmbedderSpec, FeatureSpace, canonical_json, tensors_sha256
 from her2cache.ingest import ReadOptions
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import PRESETS
@@ -57,6 +57,14 @@ class TestKey:
         value = data.draw(_others(_get(SPACE, *field)))
         changed = _set(SPACE, *field, value)
         assert (changed.key == SPACE.key) == (value == _get(SPACE, *field))
+
+    @given(st.data(), st.sampled_from([field.name for field in dataclasses.fields(Augmentation)]))
+    def test_augmentation_counts_where_there_are_augmented_views(self, data: st.DataObject, name: str) -> None:
+        value = getattr(Augmentation(), name)
+        other = data.draw(_others(value).filter(lambda other: other != value))
+        changed = _set(SPACE, "augmentation", name, other)
+        assert changed.key == SPACE.key
+        assert dataclasses.replace(changed, views=2).key != dataclasses.replace(SPACE, views=2).key
 
     @given(st.data())
     def test_equal_spaces_have_equal_keys(self, data: st.DataObject) -> None:

@@ -241,6 +241,8 @@ class TestBlocks:
         assert {len(b.ok) for b in reading.blocks[:-1]} <= {block}
         assert len(reading.blocks) == reading.survey.blocks
         assert np.array_equal(reading.patches, expected.patches)
+        assert np.array_equal(np.concatenate([b.coords for b in reading.blocks]), expected.survey.coords)
+        assert {b.slide_id for b in reading.blocks} == {"s"}
         assert len(reading.ok) == n
         assert reading.ok.all()
 
@@ -334,7 +336,8 @@ class TestDamage:
 
 
 def _block(patches: PatchBatch, ok: NDArray[np.bool_] | None = None) -> PatchBlock:
-    return PatchBlock(0, patches, np.ones(len(patches), np.bool_) if ok is None else ok)
+    coords = np.zeros((len(patches), 2), np.int32)
+    return PatchBlock("s", 0, coords, patches, np.ones(len(patches), np.bool_) if ok is None else ok)
 
 
 def _with_last_bias(trunk: Trunk, name: str, value: float) -> Trunk:
@@ -397,7 +400,7 @@ class TestEmbedBlock:
         class Loud:
             spec = replace(random_trunk.spec, dim=1)
 
-            def embed(self, patches: PatchBatch) -> NDArray[np.float32]:
+            def embed(self, patches: PatchBatch, noise: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
                 return patches[:, :1, 0, 0].astype(np.float32) * 1e6
 
         dark = patches.copy()

@@ -15,7 +15,7 @@ import tifffile
 import tiffslide
 
 from her2cache.errors import DecodeError, MissingMppError, SlideError, SlideOpenError
-from her2cache.slide import SlideReader, file_sha256, open_slide, require_readable, resolve_mpp
+from her2cache.slide import SlideReader, file_changed, file_identity, open_slide, require_readable, resolve_mpp
 from her2cache.units import RgbImage
 from tests.slides import GLASS, corrupt, level_pixels, make_sparse, texture, write_slide
 
@@ -147,9 +147,32 @@ class TestProperties:
             assert slide.file_mpp == pytest.approx(0.499, abs=1e-4)
             assert slide.objective_power == 20
 
-    def test_digest(self, tmp_path: Path) -> None:
-        (tmp_path / "f").write_bytes(b"abc")
-        assert file_sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+class TestIdentity:
+    def test_is_size_time_and_digest(self, tmp_path: Path) -> None:
+        path = tmp_path / "f"
+        path.write_bytes(b"abc")
+        assert file_identity(path) == {
+            "bytes": 3,
+            "mtime_ns": path.stat().st_mtime_ns,
+            "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        }
+
+    def test_a_change_is_seen_and_a_touch_is_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "f"
+        path.write_bytes(b"abc")
+        identity = file_identity(path)
+        assert not file_changed(path, identity)
+        os.utime(path, ns=(1, 1))  # copied, or restored from a backup
+        assert not file_changed(path, identity)
+        assert not file_changed(path, {k: v for k, v in identity.items() if k != "mtime_ns"})
+        path.write_bytes(b"abd")
+        os.utime(path, ns=(1, 1))
+        assert file_changed(path, identity)
+        path.write_bytes(b"abcd")
+        assert file_changed(path, identity)
+        path.unlink()
+        assert not file_changed(path, identity)
 
 
 class TestScale:
