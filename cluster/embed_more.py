@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cluster.embed_job import EmbedReport, embed_slides
 from cluster.pipeline import EmbedOptions
-from her2cache.backbones import load_trunk
+from her2cache.backbones import Trunk, load_trunk
 from her2cache.cohort import Slide
 from her2cache.errors import WeightsMismatchError
 from her2cache.ingest import ReadOptions
@@ -30,6 +30,17 @@ def embed_more(
         WeightsMismatchError: the weights at hand are not those of the space.
         EmbedderError: the weights are not at hand.
     """
+    trunk, reading = inputs_of(space)
+    return embed_slides(slides, [trunk], store, reading, options or EmbedOptions(), views=space.views)
+
+
+def inputs_of(space: SpaceInfo) -> tuple[Trunk, ReadOptions]:
+    """The embedder and the reading that a space was made with.
+
+    Raises:
+        WeightsMismatchError: the weights at hand are not those of the space.
+        EmbedderError: the weights are not at hand.
+    """
     patch = PatchSpec(**space.document["patch"])
     request = space.name if space.weights is None else f"{space.name}={space.weights}"
     trunk = load_trunk(request, patch.patch_px)
@@ -39,5 +50,4 @@ def embed_more(
             f"{request} holds weights {trunk.spec.weights_sha256[:12]}, space {space.key[:12]} was made with"
             f" {expected[:12]}: the file was replaced; put the old one back, or embed the slide with `her2cache embed`"
         )
-    reading = ReadOptions(patch=patch, tissue=TissueSettings(**space.document["tissue"]))
-    return embed_slides(slides, [trunk], store, reading, options or EmbedOptions(), views=space.views)
+    return trunk, ReadOptions(patch=patch, tissue=TissueSettings(**space.document["tissue"]))

@@ -43,8 +43,11 @@ BLOCKS_PER_EMBEDDER = 3
 """One in the forward pass, one waiting, one on its way."""
 
 CPU_BATCH, GPU_BATCH = 64, 512
-BLOCK_BYTES = 32 << 20
-"""Most pixels a block may have; larger patches come in smaller batches."""
+BATCH_BYTES = 32 << 20
+"""Most pixels a batch may have; larger patches come in smaller batches."""
+
+BLOCK_BYTES = int(__import__("os").environ.get("BB", "8")) << 20
+"""Batches go between actors in blocks of about this size: every block costs Ray some 15 ms of CPU."""
 
 _LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 """A process or a node is gone, and perhaps not by the slide's fault."""
@@ -126,7 +129,7 @@ class _Lane:
 def fixed_batching(patch_px: int, device: str) -> Batching:
     """The batch shape of a job. It depends on the patches and the kind of device alone, so that bytes reproduce."""
     largest = GPU_BATCH if device == "cuda" else CPU_BATCH
-    fits = max(1, min(largest, BLOCK_BYTES // (patch_px**2 * 3)))
+    fits = max(1, min(largest, BATCH_BYTES // (patch_px**2 * 3)))
     return Batching(batch=1 << (fits.bit_length() - 1), device=device)
 
 
@@ -166,11 +169,14 @@ class Pipeline:
         device = best_device()
         self._count = count = max(1, int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 1)))
         self._batching = fixed_batching(reading.patch.patch_px, device)
-        self._reading = replace(reading, block=self._batching.batch)
-        block_bytes = self._batching.batch * reading.patch.patch_px**2 * 3
+        batch_bytes = self._batching.batch * reading.patch.patch_px**2 * 3
+        batches = max(1, BLOCK_BYTES // batch_bytes)
+        self._reading = replace(reading, block=batches * self._batching.batch)
+        block_bytes = batches * batch_bytes
         self._budget = max(2, min(BLOCKS_PER_EMBEDDER * count, IN_FLIGHT_BYTES // block_bytes))  # blocks
         self._ahead = max(1, min(4, IN_FLIGHT_BYTES // 4 // block_bytes))  # blocks a reader may be ahead
 
+        self._kinds = len(trunks)
         self._trunks = ray.put(list(trunks))
         self._embedders: list[Any] = []
         self._lanes: list[_Lane] = []
@@ -190,7 +196,7 @@ class Pipeline:
                 self._watch(self.progress)
             self._watch(self.progress)
             self.seconds = time.perf_counter() - started
-            self.passes = [sum(counts) for counts in zip(*self._counted(), strict=True)]
+            self.passes = self._counted()
         finally:
             self._end_actors()
         stopped = "not tried, or not to the end: the job stopped at the first failure"
@@ -199,8 +205,14 @@ class Pipeline:
             for task in self._tasks
         ]
 
-    def _counted(self) -> list[list[int]]:
-        return cast(list[list[int]], ray.get([embedder.counted.remote() for embedder in self._embedders]))
+    def _counted(self) -> list[int]:
+        """What each embedder counted, over all actors that still answer."""
+        total = [0] * self._kinds
+        for embedder in self._embedders:
+            with suppress(RayError):
+                counts = cast(list[int], ray.get(embedder.counted.remote(), timeout=_ANSWER_S))
+                total = [a + b for a, b in zip(total, counts, strict=True)]
+        return total
 
     def _end_actors(self) -> None:
         """Lets writers remove the attempts that are under way, then ends every process of the job."""
@@ -271,7 +283,7 @@ class Pipeline:
             load = self._load()
             k = load.index(min(load))
             features = self._embedders[k].embed.remote(item, lane.task.which)
-            size = self._batching.batch
+            size = self._reading.block
             patches = min(size, len(lane.survey.coords) - size * lane.taken)
             lane.pending[lane.writer.write.remote(features)] = _Pending(k, patches)
             lane.taken += 1

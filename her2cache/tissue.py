@@ -21,7 +21,7 @@ class TissueSettings:
         hue_min, hue_max: degrees on the colour circle, 0 to 360; a range that wraps has min > max.
         saturation_min: 0 to 1.
         value_min, value_max: 0 to 1.
-        hole_um2: holes in tissue up to this area are filled.
+        hole_um2: holes in tissue below this area are filled.
         speck_um2: pieces of tissue below this area are dropped.
     """
 

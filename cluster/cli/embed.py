@@ -105,6 +105,8 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
         extra={
             "spaces": dict(zip(names, report.space_keys, strict=True)),
             "patches": report.patches,
+            "passes": dict(zip(names, report.passes, strict=False)),
+            "segments_decoded": report.segments_decoded,
             "seconds": round(report.seconds, 3),
         },
         summary=summarise(report, names, opened.uri),

@@ -139,7 +139,7 @@ def repair(uri: str, cohort: Path | None, address: str) -> Outcome:
 
     The damaged commit records are kept under retired/.
     """
-    from cluster.embed_more import embed_more
+    from cluster.embed_more import embed_more, inputs_of
     from cluster.pipeline import EmbedOptions
     from her2cache.store.audit import retire
     from her2cache.store.reader import FeatureStore
@@ -150,9 +150,10 @@ def repair(uri: str, cohort: Path | None, address: str) -> Outcome:
     for space in opened.spaces():
         damaged = [c for c in bad if c.space_key == space.key]
         slides = [_slide_of(opened, c, cohort) for c in damaged]
-        for c in damaged:
-            retire(opened.records, c.space_key, c.slide_id)
         if slides:
+            inputs_of(space)  # raises before anything is retired
+            for c in damaged:
+                retire(opened.records, c.space_key, c.slide_id)
             report = embed_more(slides, space, opened, EmbedOptions(address=address))
             items += [Item(f"{space.key[:12]}/{o.slide_id}", o.status, o.reason) for o in report.outcomes]
     done = sum(item.status == "done" for item in items)

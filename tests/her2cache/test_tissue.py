@@ -95,13 +95,20 @@ class TestHolesAndSpecks:
         expected[2:5, 2:5] = False
         assert np.array_equal(self._find(mask), expected)
 
+    def test_the_limit_itself_stays(self) -> None:
+        mask = np.zeros((20, 20), np.bool_)
+        mask[2:4, 2:7] = True  # 10 px, 40 um2
+        assert np.array_equal(self._find(mask), mask)
+        assert np.array_equal(self._find(~mask), ~mask)
+
     def test_a_corner_does_not_join_pieces(self) -> None:
         mask = np.zeros((20, 20), np.bool_)
         mask[2:5, 2:5] = mask[5:8, 5:8] = True
         assert not self._find(mask).any()
 
     def test_a_blank_slide_smaller_than_a_hole_has_no_tissue(self) -> None:
-        assert not self._find(np.zeros((3, 3), np.bool_)).any()
+        settings = replace(self.SETTINGS, speck_um2=0)
+        assert not find_tissue(_overview(_painted(np.zeros((3, 3), np.bool_)), 4.0), 0.5, settings).mask.any()
 
     def test_what_cannot_be_decoded_counts_as_tissue(self) -> None:
         unknown = np.zeros((20, 20), np.bool_)
