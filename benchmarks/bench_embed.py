@@ -1,8 +1,12 @@
 """Patches a second through the actors in steady state, over the bare forward pass.
 
 The floor is the frozen trunk alone, on normalised batches that lie in memory, in processes of its own: one a core
-with one thread each, or one with all threads, whichever is faster in this run. Start-up and the end of a job, when
-an actor has nothing to do, are left out.
+with one thread each, or one with all threads, whichever is faster in this run. Every round is a whole job into a new
+store and the floor before and after it; a ratio is the median of the rounds'. Left out are the start of a job and
+its end, where an actor has nothing to do.
+
+Large slides are what scanners make: a pyramid, thousands of patches. The small one is a single level of 254
+patches, which is decoded as a whole to find its tissue, and a commit for as many patches.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import torch
 
 from benchmarks.harness import Row, main
@@ -30,18 +36,23 @@ from her2cache.embedder import Batching
 from her2cache.ingest import ReadOptions
 from her2cache.store.reader import FeatureStore
 from her2cache.synthetic.cohort import write_synthetic_cohort
+from her2cache.synthetic.writer import write_pyramid
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
 
-ROUNDS, SLIDES, LANES = 5, 16, 2
-PATCH_PX, BARE_BATCHES = 96, 24
+ROUNDS, BARE_BATCHES = 5, 24
+LARGE_SLIDES, LARGE_TILES, SMALL_SLIDES = 3, 4, 16
+STEADY = (0.15, 0.85)  # shares of a job's patches between which it is timed
 DATA = Path(os.environ.get("HER2CACHE_DATA", Path(__file__).parents[2] / "shared/data"))
+READING = ReadOptions(PatchSpec(), preset("HE"))
+BATCHING = fixed_batching(READING.patch.patch_px, "cpu")
 
 
 class Bare:
     """Processes that do nothing but the forward pass, each on its share of the batches."""
 
     def __init__(self, trunk: Trunk, processes: int, threads: int) -> None:
+        self.name = f"{processes} x {threads} thread" + "s" * (threads > 1)
         spawn = multiprocessing.get_context("spawn")
         self._ends = list[Connection]()
         for _ in range(processes):
@@ -58,8 +69,7 @@ class Bare:
             end.send(share)
         for end in self._ends:
             end.recv()
-        batch = fixed_batching(PATCH_PX, "cpu").batch
-        return share * len(self._ends) * batch / (time.perf_counter() - started)
+        return share * len(self._ends) * BATCHING.batch / (time.perf_counter() - started)
 
     def close(self) -> None:
         for end in self._ends:
@@ -67,10 +77,10 @@ class Bare:
 
 
 def _serve(end: Connection, trunk: Trunk, threads: int) -> None:
-    batching = Batching(batch=fixed_batching(PATCH_PX, "cpu").batch, threads=threads)
-    embedder = AlexNetEmbedder(trunk, batching)
-    pixels = np.random.default_rng(0).integers(0, 256, (batching.batch, PATCH_PX, PATCH_PX, 3), np.uint8)
-    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32)
+    side = READING.patch.patch_px
+    embedder = AlexNetEmbedder(trunk, Batching(batch=BATCHING.batch, threads=threads))
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCHING.batch, side, side, 3), np.uint8)
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32)  # channels last in memory
     batch = ((batch / 255 - embedder._mean) / embedder._std).contiguous(memory_format=torch.channels_last)
     batches = 3
     with torch.inference_mode():
@@ -81,62 +91,73 @@ def _serve(end: Connection, trunk: Trunk, threads: int) -> None:
             batches = end.recv()
 
 
-def slides_to_read(folder: Path) -> list[Slide]:
-    """The real slide under many ids, or as many synthetic ones where there is no real one."""
-    real = DATA / "slides/CMU-1-Small-Region.svs"
-    if real.exists():
-        return [Slide(f"s{k}", f"c{k}", real, "HE") for k in range(SLIDES)]
-    write_synthetic_cohort(folder / "cohort", slides=SLIDES, width_px=1536)
-    return [Slide(p.stem, p.stem, p, "HE") for p in sorted((folder / "cohort/slides").glob("*-HE.tif"))]
+@dataclass(frozen=True)
+class Job:
+    """Slides that are embedded in every round."""
 
+    name: str
+    slides: Sequence[Slide]
+    bar: float | None
 
-def actors(slides: list[Slide], trunk: Trunk, folder: Path) -> Callable[[], float]:
-    """Embeds all slides into a new store each time; returns patches a second while every lane had a slide."""
-    reading = ReadOptions(PatchSpec(patch_px=PATCH_PX, stride_px=PATCH_PX), preset("HE"))
-    turn = 0
-
-    def rate() -> float:
-        nonlocal turn
-        turn += 1
+    def rate(self, trunk: Trunk, store: Path) -> float:
+        """Embeds them all; returns patches a second between the two shares of `STEADY`."""
         marks = list[tuple[float, int]]()
 
         def watch(progress: Progress) -> None:
-            if 1 <= progress.finished <= len(slides) - LANES:
-                marks.append((time.perf_counter(), progress.written_patches))
+            marks.append((time.perf_counter(), progress.written_patches))
 
-        report = embed_slides(
-            slides, [trunk], FeatureStore.create(folder / f"store{turn}"), reading, EmbedOptions(), watch
-        )
+        report = embed_slides(self.slides, [trunk], FeatureStore.create(store), READING, EmbedOptions(), watch)
         assert all(outcome.status == "done" for outcome in report.outcomes), report.outcomes
-        (start, before), (end, after) = marks[0], marks[-1]
+        low, high = (share * report.patches for share in STEADY)
+        steady = [(at, patches) for at, patches in marks if low <= patches <= high]
+        (start, before), (end, after) = steady[0], steady[-1]
         return (after - before) / (end - start)
 
-    return rate
+
+def jobs(folder: Path) -> list[Job]:
+    """Large slides from copies of a rendered one side by side; the real slide under many ids, if it is there."""
+    write_synthetic_cohort(folder / "cohort", slides=1, width_px=1536, mpp=READING.patch.mpp)
+    (rendered,) = (folder / "cohort/slides").glob("*-HE.tif")
+    large = folder / "large.tif"
+    write_pyramid(large, np.tile(tifffile.imread(rendered), (LARGE_TILES, LARGE_TILES, 1)), READING.patch.mpp)
+    found = [Job("large slides", [Slide(f"l{k}", f"l{k}", large, "HE") for k in range(LARGE_SLIDES)], 0.80)]
+    small = DATA / "slides/CMU-1-Small-Region.svs"
+    if small.exists():
+        found.append(Job("small slides", [Slide(f"s{k}", f"s{k}", small, "HE") for k in range(SMALL_SLIDES)], None))
+    return found
 
 
 def measure() -> list[Row]:
     cores = available_cpus()
     weights = DATA / "weights/alexnet_features_imagenet.pth"
-    trunk = load_trunk(f"alexnet-imagenet={weights}" if weights.exists() else "alexnet-random", PATCH_PX)
+    trunk = load_trunk(f"alexnet-imagenet={weights}" if weights.exists() else "alexnet-random", READING.patch.patch_px)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(ray_session())
-        through = actors(slides_to_read(folder), trunk, folder)
-        bare = {f"{cores} x 1 thread": Bare(trunk, cores, 1), f"1 x {cores} threads": Bare(trunk, 1, cores)}
-        for processes in bare.values():
+        bare = [Bare(trunk, cores, 1), Bare(trunk, 1, cores)]
+        for processes in bare:
             stack.callback(processes.close)
-        rates: dict[str, list[float]] = {"through": [], **{name: [] for name in bare}}
-        for _ in range(ROUNDS):
-            rates["through"].append(through())
-            for name, processes in bare.items():
-                rates[name].append(processes.rate())
-        print({name: [round(r) for r in values] for name, values in rates.items()}, os.getloadavg())
-    median = {name: statistics.median(values) for name, values in rates.items()}
-    best = max(bare, key=lambda name: median[name])
-    value, floor = median["through"], median[best]
-    name = f"patches/s through the actors over the bare forward pass ({best})"
-    return [Row(name, value, "patches/s", floor, value / floor, "higher", 0.80)]
+        floors = [[processes.rate() for processes in bare]]
+        found = jobs(folder)
+        through: dict[str, list[tuple[float, list[float]]]] = {job.name: [] for job in found}
+        for turn in range(ROUNDS):
+            for job in found:
+                rate = job.rate(trunk, folder / f"{job.name}-{turn}")
+                floors.append([processes.rate() for processes in bare])
+                around = [(a + b) / 2 for a, b in zip(floors[-2], floors[-1], strict=True)]
+                through[job.name].append((rate, around))
+    medians = [statistics.median(rates) for rates in zip(*floors, strict=True)]
+    best = medians.index(max(medians))
+    rows = list[Row]()
+    for job in found:
+        rates = [rate for rate, _ in through[job.name]]
+        around = [floor[best] for _, floor in through[job.name]]
+        ratio = statistics.median(rate / floor for rate, floor in zip(rates, around, strict=True))
+        name = f"through the actors, {job.name}, over the bare forward pass ({bare[best].name})"
+        value, floor = statistics.median(rates), statistics.median(around)
+        rows.append(Row(name, value, "patches/s", floor, ratio, "higher", job.bar))
+    return rows
 
 
 if __name__ == "__main__":
-    main("bench_embed: patches through the actors in steady state", measure)
+    main("bench_embed: patches a second in steady state", measure)

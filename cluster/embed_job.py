@@ -11,6 +11,7 @@ from cluster.resources import ray_session
 from her2cache.backbones import Trunk
 from her2cache.cohort import Slide
 from her2cache.embedder import FeatureSpace
+from her2cache.errors import StoreError
 from her2cache.ingest import ReadOptions
 from her2cache.slide import file_changed
 from her2cache.store.audit import retire
@@ -73,7 +74,11 @@ def embed_slides(
     todo: list[Task] = []
     for slide in slides:
         held = [k for k in once if slide.slide_id in there[k]]
-        stale = [k for k in held if file_changed(slide.path, store.record(slide.slide_id, keys[k]).slide)]
+        try:
+            stale = [k for k in held if file_changed(slide.path, store.record(slide.slide_id, keys[k]).slide)]
+        except StoreError as error:  # a damaged record concerns its slide alone
+            outcomes[slide.slide_id] = SlideOutcome(slide.slide_id, "failed", str(error))
+            continue
         if stale and not options.replace:
             outcomes[slide.slide_id] = SlideOutcome(slide.slide_id, "failed", _changed(slide))
             continue

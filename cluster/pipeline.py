@@ -46,8 +46,8 @@ CPU_BATCH, GPU_BATCH = 64, 512
 BATCH_BYTES = 32 << 20
 """Most pixels a batch may have; larger patches come in smaller batches."""
 
-BLOCK_BYTES = int(__import__("os").environ.get("BB", "8")) << 20
-"""Batches go between actors in blocks of about this size: every block costs Ray some 15 ms of CPU."""
+BLOCK_BYTES = 8 << 20
+"""Batches go between actors in blocks of at most this size, or one by one: a block costs Ray 15 ms of CPU."""
 
 _LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 """A process or a node is gone, and perhaps not by the slide's fault."""
@@ -188,7 +188,7 @@ class Pipeline:
             self._embedders = [self._new_embedder() for _ in range(self._count)]
             self._lanes = [
                 _Lane(self._new_reader(), self._new_writer())
-                for _ in range(min(len(self._tasks), 1 + -(-self._count // 2)))
+                for _ in range(min(len(self._tasks), 2 + -(-self._count // 2)))  # some wait for the disk
             ]
             self._made |= ray.get(self._embedders[0].ready.remote())
             started = time.perf_counter()

@@ -78,7 +78,7 @@ class Cohort:
         return replace(self, slides=tuple(slide for slide in self.slides if slide.stain == stain))
 
 
-def read_cohort(path: Path, *, check_files: bool = False) -> Cohort:
+def read_cohort(path: str | Path, *, check_files: bool = False) -> Cohort:
     """Reads a cohort table.
 
     Args:
@@ -88,6 +88,7 @@ def read_cohort(path: Path, *, check_files: bool = False) -> Cohort:
     Raises:
         CohortError: the table cannot be read or has faults; the message lists the first ten.
     """
+    path = Path(path)
     table = read_table(path)
     slides, faults = _examine(table, path.absolute().parent, check_files=check_files)
     if faults:
@@ -95,11 +96,12 @@ def read_cohort(path: Path, *, check_files: bool = False) -> Cohort:
     return Cohort(tuple(slides), path)
 
 
-def check_cohort(path: Path) -> list[Fault]:
+def check_cohort(path: str | Path) -> list[Fault]:
     """Every fault of a cohort table, its slide files included, in the order of its rows.
 
     A file that cannot be read as a table gives one fault without row and column.
     """
+    path = Path(path)
     try:
         table = read_table(path)
     except CohortError as error:

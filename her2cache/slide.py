@@ -239,14 +239,16 @@ def _tifffile_log() -> Generator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("tifffile")
-    propagates = logger.propagate
+    propagates, level = logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
+    logger.setLevel(logging.WARNING)  # whoever silenced it for the terminal's sake
     try:
         yield messages
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagates
+        logger.setLevel(level)
 
 
 def resolve_mpp(slide: SlideReader, override: float | None, *, assume_power: bool = False) -> tuple[float, MppSource]:

@@ -20,6 +20,7 @@ from PIL import Image
 from cluster.cli.score import heatmap, report, score
 from her2cache.cohort import Slide, write_cohort
 from her2cache.embedder import EmbedderSpec, FeatureSpace
+from her2cache.slide import file_identity
 from her2cache.store.reader import FeatureStore
 from her2cache.store.writer import SlideShape
 from her2cache.tiling import PatchSpec
@@ -59,7 +60,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("one", "two"):
         key = store.add_space(_space(name))
         for slide in slides:
-            provenance = {"path": str(slide.path), "bytes": slide.path.stat().st_size, "mpp": 0.5}
+            provenance = {"path": str(slide.path), **file_identity(slide.path), "mpp": 0.5}
             writer = store.writer(SlideShape(slide.slide_id, key, COORDS, 1, DIM, "float16", float(SIDE), provenance))
             features = rng.normal(size=(1, len(COORDS), DIM)).astype(np.float16)
             writer.write(0, features, np.ones(len(COORDS), np.bool_))

@@ -189,7 +189,7 @@ class TestBytes:
         assert 0 < report.seconds < 100
 
         blocks = pipeline.BLOCKS_PER_EMBEDDER * 2 + 2 * 4  # in flight for two embedders, ahead in two readers
-        assert object_store_bytes() - before < 1.2 * (blocks * 64 * 96 * 96 * 3 + 10_000_000)
+        assert object_store_bytes() - before < 1.2 * (blocks * pipeline.BLOCK_BYTES + 10_000_000)
         assert 3 <= len(processes) <= 6
         assert eventually(lambda: not processes & set(descendants()))
 
@@ -316,11 +316,21 @@ class TestBadSlides:
         for slide_id in plain:  # spaces align row by row
             np.testing.assert_array_equal(store.coords(slide_id, key), store.coords(slide_id, other_key))
 
+        self.then_nothing_to_do_but_for_a_damaged_record([*slides[:2], late], [trunk, another], store)
+
+    def then_nothing_to_do_but_for_a_damaged_record(
+        self, slides: list[Slide], trunks: list[Trunk], store: FeatureStore
+    ) -> None:
+        """Ray is not asked for: the address is one that is refused."""
         before = files_of(store)
-        report = embed([*slides[:2], late], [trunk, another], store, address="ray://nowhere:1")
+        report = embed(slides, trunks, store, address="ray://nowhere:1")
         assert {(o.status, o.reason) for o in report.outcomes} == {("skipped", "already embedded")}
         assert (report.patches, report.seconds) == (0, 0)
         assert files_of(store) == before
+        Path(store.uri, f"commits/{report.space_keys[0]}/small.json").write_text("{")
+        report = embed(slides, trunks, store, address="ray://nowhere:1")
+        assert statuses(report) == {"small": "failed", "middle": "skipped", "gone": "skipped"}
+        assert "small.json is not a readable record" in report.outcomes[0].reason
 
     @pytest.mark.slow
     def test_stopping_at_the_first(self, slides: list[Slide], long_slide: Slide, trunk: Trunk, store: FeatureStore):
@@ -374,8 +384,10 @@ class TestDeath:
         store: FeatureStore,
         tmp_path: Path,
         capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """One after the other, each in an attempt of its own, and without a word on the terminal."""
+        monkeypatch.setattr(pipeline, "BLOCK_BYTES", 1)  # a batch a block, so that the reader is at work long enough
         left, armed, seen = list(OURS), True, list[Progress]()
 
         def watch(progress: Progress) -> None:
@@ -385,6 +397,9 @@ class TestDeath:
             if armed and left and progress.written_patches:
                 kill(actors(left.pop(0))[0])
                 armed = False
+            elif not left and progress.written_patches == 960:  # those who have nothing to do any more
+                for pid in actors("Embed"):
+                    kill(pid)
 
         report = embed([long_slide], [trunk], store, watch, max_attempts=4)
         assert not left
@@ -398,8 +413,9 @@ class TestDeath:
 
     @pytest.mark.slow
     def test_everything_killed_at_once(
-        self, slides: list[Slide], trunk: Trunk, store: FeatureStore, tmp_path: Path
+        self, slides: list[Slide], trunk: Trunk, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(pipeline, "BLOCK_BYTES", 1)
         killed = list[int]()
 
         def watch(progress: Progress) -> None:
@@ -416,8 +432,15 @@ class TestDeath:
 
     @pytest.mark.slow
     def test_a_slide_that_kills_its_reader_each_time(
-        self, slides: list[Slide], long_slide: Slide, trunk: Trunk, store: FeatureStore, tmp_path: Path
+        self,
+        slides: list[Slide],
+        long_slide: Slide,
+        trunk: Trunk,
+        store: FeatureStore,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(pipeline, "BLOCK_BYTES", 1)
         poison = tmp_path / "poison.tif"
         poison.write_bytes(long_slide.path.read_bytes())
         killed, done = set[int](), threading.Event()
@@ -446,8 +469,16 @@ class TestDeath:
 
     @pytest.mark.slow
     def test_an_interrupted_job_leaves_no_attempt_and_goes_on(
-        self, long_slide: Slide, slides: list[Slide], trunk: Trunk, store: FeatureStore, tmp_path: Path
+        self,
+        long_slide: Slide,
+        slides: list[Slide],
+        trunk: Trunk,
+        store: FeatureStore,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(pipeline, "BLOCK_BYTES", 1)
+
         def watch(progress: Progress) -> None:
             if progress.written_patches >= 128:
                 raise KeyboardInterrupt
@@ -463,8 +494,14 @@ class TestDeath:
 class TestBounds:
     @pytest.mark.slow
     def test_blocks_in_flight_stay_within_the_budget(
-        self, long_slide: Slide, slides: list[Slide], trunk: Trunk, store: FeatureStore
+        self,
+        long_slide: Slide,
+        slides: list[Slide],
+        trunk: Trunk,
+        store: FeatureStore,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(pipeline, "BLOCK_BYTES", 1)
         key = store.add_space(FeatureSpace(READING.patch, READING.tissue, trunk.spec))
         shapes = [pipeline.SpaceShape(key, trunk.spec.dim, 1, "float16")]
         tasks = [pipeline.Task(slide, [0]) for slide in (long_slide, *slides)]
