@@ -425,7 +425,7 @@ class TestDeath:
                     kill(pid)
 
         report = embed(slides, [trunk], store, watch)
-        assert len(killed) == 6
+        assert len(killed) >= 6
         assert statuses(report) == dict.fromkeys(("small", "middle", "full"), "done")
         plain = {s.slide_id: sequential_digest(s, trunk, tmp_path / "plain") for s in slides}
         assert digests(store, key_of(trunk)) == plain
