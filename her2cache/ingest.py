@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from her2cache.cohort import Slide
 from her2cache.embedder import Augmentation, Embedder
 from her2cache.errors import EmbedderError
-from her2cache.pyramid import plan_read
-from her2cache.slide import SlideReader, file_identity, open_slide, require_readable, resolve_mpp
+from her2cache.pyramid import ReadPlan, plan_read
+from her2cache.slide import MppSource, SlideReader, file_identity, open_slide, require_readable, resolve_mpp
 from her2cache.tiling import PatchPlan, PatchSpec, plan_patches, read_bands
-from her2cache.tissue import TissueSettings, find_tissue
+from her2cache.tissue import TissueMask, TissueSettings, find_tissue
 from her2cache.units import Coords, PatchBatch
 
 TISSUE_MPP = 8.0
@@ -129,7 +129,29 @@ def read_slide(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | Pat
         yield ReadSummary(reader.decoded, failed, reasons[:3])
 
 
-def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[PatchPlan, SlideSurvey]:
+@dataclass(frozen=True)
+class SlideLook:
+    """A slide's scale and tissue: what the choice of its patches rests on.
+
+    Attributes:
+        mpp: of level 0, um/px.
+        mpp_source: where that came from.
+        read: the level patches are read from.
+        tissue: where tissue is.
+    """
+
+    mpp: float
+    mpp_source: MppSource
+    read: ReadPlan
+    tissue: TissueMask
+
+
+def look_at(reader: SlideReader, slide: Slide, options: ReadOptions) -> SlideLook:
+    """Finds the scale and the tissue of an open slide.
+
+    Raises:
+        SlideError: it has no scale, or is coarser than the target.
+    """
     spec = options.patch
     mpp, mpp_source = resolve_mpp(reader, slide.mpp, assume_power=options.assume_power)
     read = plan_read(
@@ -140,7 +162,12 @@ def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[Pa
         allow_upsample=options.allow_upsample,
     )
     tissue = find_tissue(reader.overview(TISSUE_MPP, mpp, reread=read.level), mpp, options.tissue)
-    plan = plan_patches(spec, read, reader.level_sizes[read.level], tissue)
+    return SlideLook(mpp, mpp_source, read, tissue)
+
+
+def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[PatchPlan, SlideSurvey]:
+    look = look_at(reader, slide, options)
+    plan = plan_patches(options.patch, look.read, reader.level_sizes[look.read.level], look.tissue)
     path = slide.path.resolve()
     provenance = {
         "path": str(path),
@@ -148,16 +175,16 @@ def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[Pa
         "reader": reader.reader,
         "width": reader.size[0],
         "height": reader.size[1],
-        "mpp": mpp,
-        "mpp_source": mpp_source,
-        "read": asdict(read),
+        "mpp": look.mpp,
+        "mpp_source": look.mpp_source,
+        "read": asdict(look.read),
         "grid": list(plan.grid_shape),
     }
     survey = SlideSurvey(
         slide_id=slide.slide_id,
         coords=plan.coords,
         blocks=-(-len(plan) // options.block),
-        patch_level0_px=spec.patch_px * read.factor * read.downsample,
+        patch_level0_px=options.patch.patch_px * look.read.factor * look.read.downsample,
         provenance=provenance,
     )
     return plan, survey

@@ -13,11 +13,10 @@ from scipy import ndimage
 
 from her2cache.cohort import Slide
 from her2cache.errors import EmptyPlanError
-from her2cache.ingest import TISSUE_MPP, ReadOptions
-from her2cache.pyramid import plan_read
-from her2cache.slide import open_slide, resolve_mpp
+from her2cache.ingest import ReadOptions, look_at
+from her2cache.slide import open_slide
 from her2cache.tiling import PatchPlan, plan_patches
-from her2cache.tissue import TissueMask, find_tissue
+from her2cache.tissue import TissueMask
 from her2cache.units import RgbImage
 
 CELL_PX = 420
@@ -56,35 +55,26 @@ class SheetEntry:
     warnings: tuple[str, ...]
 
 
-def look_at(slide: Slide, options: ReadOptions) -> SheetEntry:
+def sheet_entry(slide: Slide, options: ReadOptions) -> SheetEntry:
     """Finds the tissue of a slide and plans its patches, as `embed` would, and draws both.
 
     Raises:
         SlideError: the slide cannot be opened or has no scale. No tissue is a warning here.
     """
-    spec = options.patch
+    plan: PatchPlan | None = None
     with open_slide(slide.path) as reader:
-        mpp, source = resolve_mpp(reader, slide.mpp, assume_power=options.assume_power)
-        read = plan_read(
-            mpp,
-            reader.downsamples,
-            spec.mpp,
-            snap_tolerance=spec.snap_tolerance,
-            allow_upsample=options.allow_upsample,
-        )
-        tissue = find_tissue(reader.overview(TISSUE_MPP, mpp), mpp, options.tissue)
-        plan: PatchPlan | None = None
+        look = look_at(reader, slide, options)
         with suppress(EmptyPlanError):
-            plan = plan_patches(spec, read, reader.level_sizes[read.level], tissue)
+            plan = plan_patches(options.patch, look.read, reader.level_sizes[look.read.level], look.tissue)
         thumbnail, downsample = reader.thumbnail(CELL_PX)
-    n_patches, share = len(plan) if plan else 0, float(tissue.mask.mean())
+    n_patches, share = len(plan) if plan else 0, float(look.tissue.mask.mean())
     return SheetEntry(
         slide_id=slide.slide_id,
-        picture=_draw(thumbnail, downsample, tissue, plan),
+        picture=_draw(thumbnail, downsample, look.tissue, plan),
         n_patches=n_patches,
         tissue_share=share,
-        mpp=mpp,
-        mpp_source=source,
+        mpp=look.mpp,
+        mpp_source=look.mpp_source,
         warnings=tuple(_warnings(n_patches, share)),
     )
 

@@ -9,6 +9,7 @@ import click
 from rich.markup import escape
 
 from cluster.cli.output import Item, Outcome, count_of, err
+from cluster.cli.reading import read_options, reading_options
 from cluster.cli.verb import verb
 
 if TYPE_CHECKING:
@@ -27,20 +28,7 @@ if TYPE_CHECKING:
     metavar="NAME[=WEIGHTS]",
     help="May be given several times.",
 )
-@click.option(
-    "--stain", type=click.Choice(["HE", "IHC"]), default="HE", show_default=True, help="Slides and tissue preset."
-)
-@click.option("--mpp", default=0.5, show_default=True, type=click.FloatRange(0.05, 10), help="Target scale, um/px.")
-@click.option(
-    "--patch-px", default=96, show_default=True, type=click.IntRange(16, 4096), help="Side of a patch, px at --mpp."
-)
-@click.option(
-    "--min-tissue",
-    default=0.5,
-    show_default=True,
-    type=click.FloatRange(0, 1),
-    help="Least share of tissue of a patch.",
-)
+@reading_options
 @click.option(
     "--views",
     default=1,
@@ -65,8 +53,6 @@ if TYPE_CHECKING:
 @click.option(
     "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True, help="Go on, or stop at once."
 )
-@click.option("--assume-power", is_flag=True, help="Take a missing scale from the objective: 10 / power um/px.")
-@click.option("--allow-upsample", is_flag=True, help="Enlarge slides that are coarser than --mpp.")
 @click.option("--replace", is_flag=True, help="Embed anew the slides whose file changed since they were embedded.")
 @click.option("--address", default="local", show_default=True, help="Ray: local, auto or HOST:PORT.")
 @verb
@@ -79,21 +65,11 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
     from cluster.embed_job import embed_slides
     from cluster.pipeline import EmbedOptions
     from her2cache.backbones import load_trunk
-    from her2cache.ingest import ReadOptions
     from her2cache.store.reader import FeatureStore
-    from her2cache.tiling import PatchSpec
-    from her2cache.tissue import preset
 
     slides = slides_of(inputs, options["stain"])
-    side = options["patch_px"]
-    trunks = [load_trunk(request, side) for request in dict.fromkeys(embedders)]
-    reading = ReadOptions(
-        patch=PatchSpec(mpp=options["mpp"], patch_px=side, stride_px=side, min_tissue=options["min_tissue"]),
-        tissue=preset(options["stain"]),
-        max_bad_patches=options["max_bad_patches"],
-        assume_power=options["assume_power"],
-        allow_upsample=options["allow_upsample"],
-    )
+    reading = read_options(options, max_bad_patches=options["max_bad_patches"])
+    trunks = [load_trunk(request, reading.patch.patch_px) for request in dict.fromkeys(embedders)]
     job = EmbedOptions(options["max_attempts"], options["on_error"], options["address"], options["replace"])
     opened = FeatureStore.create(store)
     with EmbedBar(len(slides)) as bar:

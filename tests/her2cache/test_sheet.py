@@ -11,7 +11,7 @@ from PIL import Image
 from her2cache.cohort import Slide
 from her2cache.errors import SlideOpenError
 from her2cache.ingest import ReadOptions, SlideSurvey, read_slide
-from her2cache.sheet import CELL_PX, look_at, write_sheet
+from her2cache.sheet import CELL_PX, sheet_entry, write_sheet
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
 from tests.slides import GLASS, texture, write_slide
@@ -27,7 +27,7 @@ def slide(folder: Path, name: str, tissue_px: int, side: int = 1536) -> Slide:
 
 def test_it_plans_what_embed_reads(tmp_path: Path) -> None:
     half = slide(tmp_path, "half", 1152)
-    entry = look_at(half, OPTIONS)
+    entry = sheet_entry(half, OPTIONS)
     survey = next(read_slide(half, OPTIONS))
     assert isinstance(survey, SlideSurvey)
     assert entry.n_patches == len(survey.coords) == 144
@@ -38,12 +38,12 @@ def test_it_plans_what_embed_reads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tissue_px", "said"), [(0, "empty"), (480, "almost empty"), (1536, "almost all")])
 def test_warnings(tmp_path: Path, tissue_px: int, said: str) -> None:
-    assert said in look_at(slide(tmp_path, "s", tissue_px), OPTIONS).warnings[0]
+    assert said in sheet_entry(slide(tmp_path, "s", tissue_px), OPTIONS).warnings[0]
 
 
 def test_grid_and_outline_are_drawn_where_the_tissue_is(tmp_path: Path) -> None:
     half = slide(tmp_path, "half", 768)
-    picture = look_at(half, OPTIONS).picture
+    picture = sheet_entry(half, OPTIONS).picture
     assert max(picture.shape) <= CELL_PX
     blue = (picture == (0, 90, 200)).all(axis=2)
     inside = picture.shape[0] // 2
@@ -53,7 +53,7 @@ def test_grid_and_outline_are_drawn_where_the_tissue_is(tmp_path: Path) -> None:
 
 
 def test_the_sheet_holds_every_slide(tmp_path: Path) -> None:
-    entries = [look_at(slide(tmp_path, f"slide-{k}-{'x' * 80}", 768), OPTIONS) for k in range(3)]
+    entries = [sheet_entry(slide(tmp_path, f"slide-{k}-{'x' * 80}", 768), OPTIONS) for k in range(3)]
     write_sheet(entries, tmp_path / "sheets" / "sheet.png", columns=2)
     with Image.open(tmp_path / "sheets" / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
@@ -68,4 +68,4 @@ def test_the_sheet_holds_every_slide(tmp_path: Path) -> None:
 
 def test_a_slide_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SlideOpenError):
-        look_at(Slide("no", "no", tmp_path / "no.tif", "HE"), OPTIONS)
+        sheet_entry(Slide("no", "no", tmp_path / "no.tif", "HE"), OPTIONS)
