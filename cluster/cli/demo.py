@@ -75,7 +75,7 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
     return Outcome(
         items=[Item(o.slide_id, o.status, o.reason) for o in embedded.outcomes],
         outputs={name: str(path) for name, path in files.items()},
-        extra={"patches": embedded.patches, "without": missing},
+        extra={"patches": embedded.patches, "left_out": swept.left_out, "without": missing},
         summary=[
             "",
             table(out / "sweep"),

@@ -350,8 +350,12 @@ class TestBadSlides:
         assert attempts_of(store) == 0  # what was begun is removed
 
     @pytest.mark.slow
-    def test_a_full_disk(self, slides: list[Slide], long_slide: Slide, trunk: Trunk, tmp_path: Path) -> None:
-        """The long slide does not fit, the others do."""
+    def test_a_full_disk(
+        self, slides: list[Slide], long_slide: Slide, trunk: Trunk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The long slide does not fit, the others do; its reader, which nobody listens to, goes on with another."""
+        monkeypatch.setattr(pipeline, "BLOCK_BYTES", 1)
+        more = [replace(slide, slide_id=f"{slide.slide_id} again") for slide in slides[:2]]
         disk = tmp_path / "disk"
         disk.mkdir()
         mounted = subprocess.run(
@@ -364,11 +368,12 @@ class TestBadSlides:
             pytest.skip(f"a small file system cannot be mounted: {mounted.stderr.strip()}")
         try:
             store = FeatureStore.create(disk / "store")
-            report = embed([slides[0], long_slide, slides[1]], [trunk], store)
-            assert statuses(report) == {"small": "done", "long": "failed", "middle": "done"}
+            report = embed([slides[0], long_slide, slides[1], *more], [trunk], store)
+            done = {"small", "middle", "small again", "middle again"}
+            assert statuses(report) == {"long": "failed"} | dict.fromkeys(done, "done")
             assert "is full" in report.outcomes[1].reason
-            assert attempts_of(store) == 2
-            assert set(digests(store, key_of(trunk))) == {"small", "middle"}
+            assert attempts_of(store) == len(done)
+            assert set(digests(store, key_of(trunk))) == done
             assert [failure.error for failure in store.failures(key_of(trunk))] == ["StoreError"]
         finally:
             subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -1,0 +1,71 @@
+"""`her2cache demo`: the whole path in small, and what it says where the ImageNet weights are missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from cluster import demo
+from cluster.cli.main import main
+from her2cache.errors import EmbedderError
+from her2cache.store.reader import FeatureStore
+
+TINY = demo.DemoSize(
+    12,
+    """\
+[splits]
+folds = 2
+test_slides = 4
+
+[bags]
+size = 50
+per_epoch = 64
+validation = 50
+test = 50
+
+[training]
+epochs = 2
+learning_rate = [1e-3]
+weight_decay = [1e-3, 1e-5]
+""",
+)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_it_goes_from_slides_to_a_heatmap_and_does_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(demo.SIZES, "small", TINY)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no weights here"))
+    call = ["demo", "--out", str(tmp_path / "out"), "--offline"]
+    result = CliRunner().invoke(main, [*call, "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert "alexnet-imagenet=FILE" in said["without"]
+    assert said["left_out"] == {}
+    assert all(Path(path).exists() for path in said["outputs"].values())
+    with Image.open(said["outputs"]["heatmap.png"]) as picture:
+        assert min(picture.size) > 300
+    results = pq.read_table(said["outputs"]["results.parquet"]).to_pylist()
+    assert [row["fold"] for row in results] == [0, 1]
+    assert {row["embedder"] for row in results} == {"alexnet-random"}
+    store = FeatureStore.open(tmp_path / "out" / "store")
+    assert len(store.slides(store.find_space("alexnet-random").key)) == 12
+
+    again = CliRunner().invoke(main, call)
+    assert again.exit_code == 0, again.output
+    assert "without alexnet-imagenet" in " ".join(again.output.split())
+    assert "AUC-ROC" in again.stdout
+    for name in said["outputs"]:
+        assert name in again.stdout
+    assert pq.read_table(said["outputs"]["results.parquet"]).to_pylist() == results
+
+
+def test_weights_that_were_named_must_be_weights(tmp_path: Path) -> None:
+    with pytest.raises(EmbedderError, match="does not exist"):
+        demo.demo_trunks(tmp_path / "missing.pth", offline=True)
