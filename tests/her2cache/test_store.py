@@ -54,7 +54,14 @@ def shape_of(slide_id: str, key: str, n: int, views: int = 1) -> SlideShape:
 
 
 def filled(
-    store: FeatureStore, slide_id: str, key: str, n: int = 20, *, views: int = 1, failed: tuple[int, ...] = (), seed=0
+    store: FeatureStore,
+    slide_id: str,
+    key: str,
+    n: int = 20,
+    *,
+    views: int = 1,
+    failed: tuple[int, ...] = (),
+    seed: int = 0,
 ) -> SlideWriter:
     writer = store.writer(shape_of(slide_id, key, n, views))
     ok = np.ones(n, np.bool_)
