@@ -27,8 +27,9 @@ import tifffile
 import torch
 
 from benchmarks.harness import Row, main
+from cluster.batching import fixed_batching
 from cluster.embed_job import embed_slides
-from cluster.pipeline import EmbedOptions, Progress, fixed_batching
+from cluster.job import EmbedOptions, Progress
 from cluster.resources import available_cpus, ray_session
 from her2cache.backbones import AlexNetEmbedder, Trunk, load_trunk
 from her2cache.cohort import Slide

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.embed_job import EmbedReport, embed_slides
-from cluster.pipeline import EmbedOptions, Progress
+from cluster.job import EmbedOptions, Progress
 from cluster.scoring import draw_slide_heatmap, open_models, score_row
 from cluster.sweep import SweepOptions, SweepProgress, SweepReport, run_sweep
 from her2cache.backbones import Trunk, load_trunk

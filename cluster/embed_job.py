@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.actors import SpaceShape
-from cluster.pipeline import EmbedOptions, Pipeline, Progress, SlideOutcome, Task
+from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome
+from cluster.pipeline import Pipeline, Task
 from cluster.resources import ray_session
 from her2cache.backbones import Trunk
 from her2cache.cohort import Slide
 from her2cache.embedder import FeatureSpace
-from her2cache.errors import StoreError
-from her2cache.ingest import ReadOptions
+from her2cache.errors import SlideError, StoreError
+from her2cache.ingest import ReadOptions, selection_changed
 from her2cache.slide import file_changed
 from her2cache.store.audit import retire
 from her2cache.store.reader import FeatureStore
-
-ALREADY_EMBEDDED = "already embedded"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class EmbedReport:
         seconds: from the first slide handed out to the last committed.
         passes: patches that went through each embedder, every view counted.
         segments_decoded: of all slides and levels.
+        left_out: patches of the slides embedded now that were left out, by reason.
     """
 
     outcomes: list[SlideOutcome]
@@ -39,6 +40,7 @@ class EmbedReport:
     seconds: float = 0.0
     passes: list[int] = field(default_factory=list[int])
     segments_decoded: int = 0
+    left_out: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def embed_slides(
@@ -75,12 +77,13 @@ def embed_slides(
     for slide in slides:
         held = [k for k in once if slide.slide_id in there[k]]
         try:
-            stale = [k for k in held if file_changed(slide.path, store.record(slide.slide_id, keys[k]).slide)]
-        except StoreError as error:  # a damaged record concerns its slide alone
+            changes = {k: _change(slide, store.record(slide.slide_id, keys[k]).slide) for k in held}
+        except (StoreError, SlideError) as error:  # a damaged record concerns its slide alone
             outcomes[slide.slide_id] = SlideOutcome(slide.slide_id, "failed", str(error))
             continue
+        stale = [k for k in held if changes[k]]
         if stale and not options.replace:
-            outcomes[slide.slide_id] = SlideOutcome(slide.slide_id, "failed", _changed(slide))
+            outcomes[slide.slide_id] = SlideOutcome(slide.slide_id, "failed", changes[stale[0]])
             continue
         for k in stale:
             retire(store.records, keys[k], slide.slide_id)
@@ -101,11 +104,21 @@ def embed_slides(
         seconds=job.seconds,
         passes=job.passes,
         segments_decoded=job.segments_decoded,
+        left_out=job.left_out,
     )
 
 
-def _changed(slide: Slide) -> str:
-    return (
-        f"{slide.path} is not the file whose features the store holds as {slide.slide_id!r}: its bytes changed since;"
-        " embed it anew with --replace, or list it under another slide_id"
-    )
+def _change(slide: Slide, committed: Mapping[str, Any]) -> str:
+    """Why the features of a slide are not those that are asked for now; "" when they are."""
+    remedy = "embed it anew with --replace, or list it under another slide_id"
+    if file_changed(slide.path, committed):
+        return (
+            f"{slide.path} is not the file whose features the store holds as {slide.slide_id!r}: its bytes changed"
+            f" since; {remedy}"
+        )
+    if selection_changed(slide, committed):
+        return (
+            f"the store holds features of {slide.slide_id!r} for other regions or tissue thresholds than the cohort"
+            f" table has now; {remedy}"
+        )
+    return ""

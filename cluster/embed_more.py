@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.embed_job import EmbedReport, embed_slides
-from cluster.pipeline import EmbedOptions
+from cluster.job import EmbedOptions
 from her2cache.backbones import Trunk, load_trunk
 from her2cache.cohort import Slide
 from her2cache.errors import WeightsMismatchError

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import ray
 from ray.exceptions import (
@@ -28,9 +28,10 @@ from ray.exceptions import (
 )
 
 from cluster.actors import SpaceResult, SpaceShape, remote_embedder, remote_reader, remote_writer
+from cluster.batching import fixed_batching
+from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome
 from her2cache.backbones import Trunk, best_device
 from her2cache.cohort import Slide
-from her2cache.embedder import Batching
 from her2cache.errors import Her2CacheError, SlideError, StoreError
 from her2cache.ingest import ReadOptions, ReadSummary, SlideSurvey
 from her2cache.store.reader import FeatureStore
@@ -42,10 +43,6 @@ IN_FLIGHT_BYTES = 192 << 20
 BLOCKS_PER_EMBEDDER = 3
 """One in the forward pass, one waiting, one on its way."""
 
-CPU_BATCH, GPU_BATCH = 64, 512
-BATCH_BYTES = 32 << 20
-"""Most pixels a batch may have; larger patches come in smaller batches."""
-
 BLOCK_BYTES = 8 << 20
 """Batches go between actors in blocks of at most this size, or one by one: a block costs Ray 15 ms of CPU."""
 
@@ -55,44 +52,6 @@ _LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutO
 _ANSWER_S, _DISCARD_S = 60.0, 10.0
 _TRACEBACK_LINES = 20
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours its tracebacks
-
-
-@dataclass(frozen=True)
-class SlideOutcome:
-    """What became of a slide: "done", "skipped" (all of it was there) or "failed"."""
-
-    slide_id: str
-    status: Literal["done", "skipped", "failed"]
-    reason: str = ""
-    patches: int = 0
-
-
-@dataclass
-class Progress:
-    """Counts of a running job, for whoever watches."""
-
-    slides: int
-    finished: int = 0
-    failed: int = 0
-    planned_patches: int = 0
-    written_patches: int = 0
-
-
-@dataclass(frozen=True)
-class EmbedOptions:
-    """How a job runs.
-
-    Attributes:
-        max_attempts: how often a slide is tried when actors die under it.
-        on_error: "skip" goes on with the other slides, "fail" stops at the first.
-        address: of Ray, see `resources.ray_session`.
-        replace: whether a slide whose file changed is embedded anew; otherwise it fails.
-    """
-
-    max_attempts: int = 3
-    on_error: str = "skip"
-    address: str = "local"
-    replace: bool = False
 
 
 @dataclass
@@ -121,16 +80,10 @@ class _Lane:
     survey: SlideSurvey | None = None
     taken: int = 0  # blocks of the stream
     drained: bool = True
+    summary: ReadSummary | None = None
     written: int = 0  # patches
     pending: dict[Any, _Pending] = field(default_factory=dict[Any, _Pending])
     committing: Any = None
-
-
-def fixed_batching(patch_px: int, device: str) -> Batching:
-    """The batch shape of a job. It depends on the patches and the kind of device alone, so that bytes reproduce."""
-    largest = GPU_BATCH if device == "cuda" else CPU_BATCH
-    fits = max(1, min(largest, BATCH_BYTES // (patch_px**2 * 3)))
-    return Batching(batch=1 << (fits.bit_length() - 1), device=device)
 
 
 class Pipeline:
@@ -141,6 +94,7 @@ class Pipeline:
         seconds: from the first slide handed out to the last committed.
         passes: patches that went through each embedder, every view counted.
         segments_decoded: of all slides and levels.
+        left_out: patches of committed slides that have no features, by reason.
     """
 
     def __init__(
@@ -163,6 +117,7 @@ class Pipeline:
         self.seconds = 0.0
         self.passes: list[int] = []
         self.segments_decoded = 0
+        self.left_out = {"undecodable": 0, "blurred": 0}
         self._outcomes: dict[str, SlideOutcome] = {}
         self._stopped = False
 
@@ -225,7 +180,7 @@ class Pipeline:
     def _step(self) -> bool:
         """Hands out slides, waits for one thing to happen, and reacts; False when nothing is left."""
         for lane in self._lanes:
-            if lane.task is None and self._queue:
+            while lane.task is None and self._queue:
                 self._begin(lane, self._queue.popleft())
         waits: dict[Any, _Lane] = {}
         room = sum(self._load()) < self._budget
@@ -258,11 +213,18 @@ class Pipeline:
             lane.written += patches
             self.progress.written_patches += patches
         if lane.drained and not lane.pending:
-            lane.committing = lane.writer.commit.remote(self._made | {"at": _now()})
+            made = self._made | {"at": _now(), "left_out": _left_out(lane.summary)}
+            lane.committing = lane.writer.commit.remote(made)
 
     def _begin(self, lane: _Lane, task: Task) -> None:
+        """Hands a slide to a lane, unless another job has done it meanwhile."""
+        task.which = [k for k in task.which if not self._store.has(task.slide.slide_id, self._spaces[k].key)]
+        if not task.which:
+            self._finish(SlideOutcome(task.slide.slide_id, "skipped", ALREADY_EMBEDDED))
+            return
         task.attempts += 1
-        lane.task, lane.survey, lane.taken, lane.written, lane.drained = task, None, 0, 0, False
+        lane.task, lane.survey, lane.summary = task, None, None
+        lane.taken, lane.written, lane.drained = 0, 0, False
         lane.stream = lane.reader.read.remote(task.slide, self._reading)
 
     def _take(self, lane: _Lane) -> None:
@@ -288,8 +250,8 @@ class Pipeline:
             lane.pending[lane.writer.write.remote(features)] = _Pending(k, patches)
             lane.taken += 1
         else:
-            summary = cast(ReadSummary, ray.get(item))  # raises what ended the reading early
-            self.segments_decoded += sum(summary.segments_decoded)
+            lane.summary = cast(ReadSummary, ray.get(item))  # raises what ended the reading early
+            self.segments_decoded += sum(lane.summary.segments_decoded)
 
     def _load(self) -> list[int]:
         """Unfinished blocks of each embedder."""
@@ -309,7 +271,10 @@ class Pipeline:
         if errors:
             self._give_up(task, errors)
         else:
-            self._finish(SlideOutcome(task.slide.slide_id, "done", patches=len(survey.coords)))
+            left_out = _left_out(lane.summary)
+            self.left_out = {reason: n + left_out[reason] for reason, n in self.left_out.items()}
+            patches = len(survey.coords) - sum(left_out.values())
+            self._finish(SlideOutcome(task.slide.slide_id, "done", _say(left_out), patches))
 
     def _interrupted(self, lane: _Lane, error: Exception) -> None:
         """A slide's attempt ended early: by an error of the slide's, or because an actor died under it."""
@@ -383,6 +348,16 @@ class Pipeline:
         self._outcomes[outcome.slide_id] = outcome
         self.progress.finished += 1
         self.progress.failed += outcome.status == "failed"
+
+
+def _left_out(summary: ReadSummary | None) -> dict[str, int]:
+    assert summary is not None  # a stream that ends without one raises
+    return {"undecodable": summary.failed, "blurred": summary.blurred}
+
+
+def _say(left_out: Mapping[str, int]) -> str:
+    """The patches that were left out, for a person; "" when there are none."""
+    return ", ".join(f"{n:,} {reason} patches left out" for reason, n in left_out.items() if n)
 
 
 def _reason(error: BaseException) -> str:

@@ -73,7 +73,8 @@ class AlexNetEmbedder:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in trunk.tensors.items()}
         self._model.load_state_dict(tensors, assign=True)
         self._model.eval().requires_grad_(requires_grad=False)
-        self._model.to(device=self._device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._memory_format: torch.memory_format = getattr(torch, batching.memory_format)
+        self._model.to(device=self._device).to(memory_format=self._memory_format)  # pyright: ignore[reportCallIssue]
         self._mean = torch.tensor(trunk.spec.mean, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(trunk.spec.std, device=self._device).view(1, 3, 1, 1)
 
@@ -92,7 +93,7 @@ class AlexNetEmbedder:
     def _forward(self, batch: PatchBatch, noise: NDArray[np.float32] | None) -> NDArray[np.float32]:
         # patches shared between Ray actors are read-only, which torch only accepts as a copy
         pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self._device)
-        x = pixels.permute(0, 3, 1, 2).to(torch.float32)  # (batch, 3, px, px), channels last in memory
+        x = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._memory_format)  # (batch, 3, px, px)
         x = x.div_(255).sub_(self._mean).div_(self._std)
         if noise is not None:
             x = x.add_(torch.from_numpy(noise).to(self._device))

@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 from her2cache.errors import CohortError
 from her2cache.ids import encode_slide_id
+from her2cache.tissue import THRESHOLDS
 from her2cache.units import MPP_RANGE
 
 STAINS = {"he": "HE", "h&e": "HE", "ihc": "IHC", "her2": "IHC"}
 SPLITS = ("train", "test")
+LIMITS = {**THRESHOLDS, "min_tissue": (0.0, 1.0)}
+"""The columns that replace a threshold for one slide, with the least and the largest value of each."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -28,7 +31,7 @@ def parse_cell(column: str, cell: str) -> str | int | float | None:
     Raises:
         CohortError: the text is no value of this column.
     """
-    return _PARSERS[column](cell)
+    return _parse_threshold(column, cell) if column in LIMITS else _PARSERS[column](cell)
 
 
 def _parse_text(cell: str) -> str:
@@ -74,6 +77,21 @@ def _parse_mpp(cell: str) -> float | None:
     return mpp
 
 
+def _parse_optional_text(cell: str) -> str | None:
+    return _parse_text(cell) if cell else None
+
+
+def _parse_threshold(column: str, cell: str) -> float | None:
+    low, high = LIMITS[column]
+    try:
+        value = float(cell) if cell else None
+    except ValueError:
+        raise CohortError(f"{cell!r} is no number: write one with a decimal point, or leave it empty") from None
+    if value is not None and not low <= value <= high:  # NaN fails the comparison as well
+        raise CohortError(f"{cell} is not between {low:g} and {high:g}: hues are degrees, the others shares or um2")
+    return value
+
+
 _PARSERS: dict[str, Callable[[str], str | int | float | None]] = {
     "slide_id": _parse_slide_id,
     "case_id": _parse_text,
@@ -82,4 +100,5 @@ _PARSERS: dict[str, Callable[[str], str | int | float | None]] = {
     "her2_score": _parse_score,
     "split": _parse_split,
     "mpp": _parse_mpp,
+    "regions": _parse_optional_text,
 }

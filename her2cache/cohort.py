@@ -11,6 +11,8 @@ One row a slide, in CSV or Parquet:
 | `her2_score` | `label` | `0`, `1`, `2`, `3` (also `1+`, `1.0`), or empty when unknown |
 | `split` | | optional: `train`, `test` or empty |
 | `mpp` | | optional: um/px of the finest level where the file does not say it, or empty |
+| `regions` | `roi`, `annotations` | optional: GeoJSON of the regions to take patches from, level-0 px; paths as above |
+| `min_tissue`, `hue_min` ... | | optional: another threshold for this slide (all names: `cells.LIMITS`), or empty |
 
 Names and words are read without regard to case; other columns are ignored.
 """
@@ -27,18 +29,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from her2cache.cells import parse_cell
+from her2cache.cells import LIMITS, parse_cell
 from her2cache.errors import CohortError
 from her2cache.ids import encode_slide_id
 from her2cache.table import Fault, Table, read_table
 
 COLUMNS = ("slide_id", "case_id", "path", "stain", "her2_score", "split", "mpp")
+OPTIONAL = ("regions", *LIMITS)
+"""Columns that a table is written with only where a slide fills them."""
 REQUIRED = COLUMNS[:5]
 ALIASES = {
     "slide_id": ("slide",),
     "case_id": ("patient",),
     "path": ("filename", "wsi"),
     "her2_score": ("label",),
+    "regions": ("roi", "annotations"),
 }
 _FAULTS_SHOWN = 10
 
@@ -55,6 +60,8 @@ class Slide:
         her2_score: 0 to 3 for 0, 1+, 2+, 3+; None when unknown.
         split: "train", "test" or None.
         mpp: um/px of level 0 where the file's own is missing or wrong; None to trust the file.
+        regions: GeoJSON file of the regions that patches are taken from, absolute; None for the whole slide.
+        thresholds: names and values of the thresholds that are others for this slide, see `cells.LIMITS`.
     """
 
     slide_id: str
@@ -64,6 +71,8 @@ class Slide:
     her2_score: int | None = None
     split: str | None = None
     mpp: float | None = None
+    regions: Path | None = None
+    thresholds: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,10 +131,11 @@ def write_cohort(slides: Iterable[Slide], path: Path) -> None:
             written.
     """
     folder = path.absolute().parent
-    given = [replace(slide, path=slide.path.absolute()) for slide in slides]
-    records = [asdict(slide) | {"path": _portable(slide.path, folder)} for slide in given]
-    cells = [[_cell(record[name]) for name in COLUMNS] for record in records]
-    read_back, faults = _examine(Table(1, list(COLUMNS), list(enumerate(cells, 2)), []), folder)
+    given = [_absolute(slide) for slide in slides]
+    records = [_record(slide, folder) for slide in given]
+    columns = [*COLUMNS, *(name for name in OPTIONAL if any(record[name] is not None for record in records))]
+    cells = [[_cell(record[name]) for name in columns] for record in records]
+    read_back, faults = _examine(Table(1, columns, list(enumerate(cells, 2)), []), folder)
     if faults:
         raise CohortError(_summary(path, faults))
     for slide, copy in zip(given, read_back, strict=True):
@@ -135,15 +145,27 @@ def write_cohort(slides: Iterable[Slide], path: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":
-            _write_parquet(records, part)
+            _write_parquet(records, columns, part)
         else:
-            _write_csv(cells, part)
+            _write_csv([columns, *cells], part)
         part.replace(path)
     except OSError as error:
         raise CohortError(f"{path} cannot be written ({error}): choose another place") from error
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def _absolute(slide: Slide) -> Slide:
+    regions = None if slide.regions is None else slide.regions.absolute()
+    return replace(slide, path=slide.path.absolute(), regions=regions)
+
+
+def _record(slide: Slide, folder: Path) -> dict[str, Any]:
+    """The row of a slide, a value for each column."""
+    regions = None if slide.regions is None else _portable(slide.regions, folder)
+    paths = {"path": _portable(slide.path, folder), "regions": regions}
+    return asdict(slide) | dict.fromkeys(LIMITS) | dict(slide.thresholds) | paths
 
 
 def _portable(path: Path, folder: Path) -> str:
@@ -154,17 +176,17 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _write_csv(cells: list[list[str]], path: Path) -> None:
+def _write_csv(rows: list[list[str]], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *cells])
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _write_parquet(records: list[dict[str, Any]], path: Path) -> None:
+def _write_parquet(records: list[dict[str, Any]], columns: list[str], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"her2_score": pa.int8(), "mpp": pa.float64()}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
+    types = {"her2_score": pa.int8(), **dict.fromkeys(("mpp", *LIMITS), pa.float64())}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
     pq.write_table(pa.Table.from_pylist(records, schema), path)
 
 
@@ -183,7 +205,10 @@ class _Row:
     values: dict[str, Any]
 
     def slide(self) -> Slide:
-        return Slide(**self.values)
+        """The slide; a threshold that is as for all others is not listed."""
+        thresholds = tuple((name, self.values[name]) for name in LIMITS if self.values.get(name) is not None)
+        rest = {name: value for name, value in self.values.items() if name not in LIMITS}
+        return Slide(**rest, thresholds=thresholds)
 
 
 def _examine(table: Table, folder: Path, *, check_files: bool = False) -> tuple[list[Slide], list[Fault]]:
@@ -200,21 +225,22 @@ def _examine(table: Table, folder: Path, *, check_files: bool = False) -> tuple[
                 values[column] = parse_cell(column, cells[position])
             except CohortError as error:
                 faults.append(Fault(number, column, str(error)))
-        if "path" in values:
-            values["path"] = (folder / values["path"]).absolute()
-            if check_files and (message := _file_fault(values["path"])):
-                faults.append(Fault(number, "path", message))
+        for column in ("path", "regions"):
+            if values.get(column) is not None:
+                values[column] = (folder / values[column]).absolute()
+                if check_files and (message := _file_fault(values[column])):
+                    faults.append(Fault(number, column, message))
         rows.append(_Row(number, values))
     faults += [*_repeated_ids(rows), *_repeated_files(rows)]
     faults += [*_contradictions(rows, "her2_score"), *_contradictions(rows, "split")]
-    order = {name: position for position, name in enumerate(COLUMNS)}
+    order = {name: position for position, name in enumerate((*COLUMNS, *OPTIONAL))}
     faults.sort(key=lambda fault: (fault.row or 0, order.get(fault.column or "", -1)))
     return ([] if faults else [row.slide() for row in rows]), faults
 
 
 def _columns(table: Table) -> tuple[dict[str, int], list[Fault]]:
     """Where each column of ours stands in the table."""
-    names = {alias: name for name in COLUMNS for alias in (name, *ALIASES.get(name, ()))}
+    names = {alias: name for name in (*COLUMNS, *OPTIONAL) for alias in (name, *ALIASES.get(name, ()))}
     positions = dict[str, int]()
     faults = list[Fault]()
     for position, title in enumerate(table.header):

@@ -48,7 +48,7 @@ class Batching:
     Attributes:
         batch: patches a forward pass; the last batch of a slide is padded with zeros.
         threads: torch threads.
-        memory_format: of the input tensor.
+        memory_format: of weights and input, a name in torch: "channels_last" or "contiguous_format".
         device: "cpu" or "cuda".
     """
 

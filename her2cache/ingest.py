@@ -5,8 +5,8 @@ The cluster runs each in an actor of its own; run one after the other they are t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 
 from her2cache.cohort import Slide
 from her2cache.embedder import Augmentation, Embedder
-from her2cache.errors import EmbedderError
+from her2cache.errors import EmbedderError, EmptyPlanError
+from her2cache.focus import edge_strength
 from her2cache.pyramid import ReadPlan, plan_read
+from her2cache.regions import Regions, read_regions
 from her2cache.slide import MppSource, SlideReader, file_identity, open_slide, require_readable, resolve_mpp
-from her2cache.tiling import PatchPlan, PatchSpec, plan_patches, read_bands
-from her2cache.tissue import TissueMask, TissueSettings, find_tissue
+from her2cache.tiling import PatchPlan, PatchSpec, plan_patches, read_blocks
+from her2cache.tissue import Overview, TissueMask, TissueSettings, find_tissue
 from her2cache.units import Coords, PatchBatch
-
-TISSUE_MPP = 8.0
-"""Scale of the picture in which tissue is looked for, um/px: six pixels along a patch of 96 px at 0.5."""
 
 
 @dataclass(frozen=True)
@@ -100,33 +99,87 @@ class FeatureBlock:
 
 @dataclass(frozen=True)
 class ReadSummary:
-    """What reading a slide took: segments decoded a level, and patches that could not be."""
+    """What reading a slide took.
+
+    Attributes:
+        segments_decoded: of each level.
+        failed: patches that could not be decoded, and the first reasons for it.
+        blurred: patches left out because they are not in focus.
+    """
 
     segments_decoded: list[int]
     failed: int = 0
+    blurred: int = 0
     reasons: list[str] = field(default_factory=list[str])
 
 
 def read_slide(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | PatchBlock | ReadSummary]:
     """Reads a slide: first its survey, then its blocks in plan order, last a summary.
 
-    A patch that cannot be decoded keeps its place in its block, so that a block's bytes depend on nothing
-    but the slide's.
+    A patch that is left out, undecodable or blurred, keeps its place in its block, so that a block's bytes depend on
+    nothing but the slide's.
 
     Raises:
-        SlideError: the slide cannot be opened, has no scale, no tissue, or too many bad patches.
+        SlideError: the slide cannot be opened, has no scale, no tissue, too many bad patches, or none in focus.
     """
+    options = options_of(slide, options)
     with open_slide(slide.path) as reader:
         plan, survey = _survey(reader, slide, options)
         yield survey
-        failed = 0
+        failed = blurred = 0
         reasons: list[str] = []
         for block in _blocks(reader, slide.slide_id, plan, options.block, reasons):
             failed += int((~block.ok).sum())
             reason = reasons[0] if reasons else ""
             require_readable(slide.path, failed, len(plan), options.max_bad_patches, reason)
+            if options.patch.min_edges > 0:
+                sharp = edge_strength(block.patches) >= options.patch.min_edges  # (n,)
+                blurred += int((block.ok & ~sharp).sum())
+                block = replace(block, ok=block.ok & sharp)  # noqa: PLW2901
             yield block
-        yield ReadSummary(reader.decoded, failed, reasons[:3])
+        if blurred and failed + blurred == len(plan):
+            raise EmptyPlanError(
+                f"{slide.path}: none of its {len(plan)} patches is in focus (edge strength below"
+                f" {options.patch.min_edges:g} grey levels): scan the slide again, or embed it without --skip-blurred"
+            )
+        yield ReadSummary(reader.decoded, failed, blurred, reasons[:3])
+
+
+def options_of(slide: Slide, options: ReadOptions) -> ReadOptions:
+    """The options with what the cohort table says of this slide alone."""
+    given = dict(slide.thresholds)
+    min_tissue = given.pop("min_tissue", options.patch.min_tissue)
+    patch, tissue = replace(options.patch, min_tissue=min_tissue), replace(options.tissue, **given)
+    return replace(options, patch=patch, tissue=tissue)
+
+
+def selection_of(slide: Slide) -> dict[str, Any]:
+    """What the cohort table says of the choice of this slide's patches, as its commit record keeps it.
+
+    Raises:
+        SlideError: the file of its regions cannot be read.
+    """
+    found: dict[str, Any] = {}
+    if slide.thresholds:
+        found["thresholds"] = dict(slide.thresholds)
+    if slide.regions is not None:
+        found["regions"] = {"path": str(slide.regions.resolve()), "sha256": read_regions(slide.regions).sha256}
+    return found
+
+
+def selection_changed(slide: Slide, committed: Mapping[str, Any]) -> bool:
+    """Whether a slide's thresholds or regions are others than those it was committed with.
+
+    Args:
+        slide: as the cohort table has it now.
+        committed: `CommitRecord.slide`.
+
+    Raises:
+        SlideError: the file of its regions cannot be read.
+    """
+    now = selection_of(slide)
+    regions = (now.get("regions") or {}).get("sha256"), (committed.get("regions") or {}).get("sha256")
+    return now.get("thresholds") != committed.get("thresholds") or regions[0] != regions[1]
 
 
 @dataclass(frozen=True)
@@ -137,13 +190,17 @@ class SlideLook:
         mpp: of level 0, um/px.
         mpp_source: where that came from.
         read: the level patches are read from.
-        tissue: where tissue is.
+        overview: picture of the whole slide.
+        tissue: where tissue is in it.
+        regions: of interest, the only ones that patches are taken from; None for the whole slide.
     """
 
     mpp: float
     mpp_source: MppSource
     read: ReadPlan
+    overview: Overview
     tissue: TissueMask
+    regions: Regions | None
 
 
 def look_at(reader: SlideReader, slide: Slide, options: ReadOptions) -> SlideLook:
@@ -161,13 +218,14 @@ def look_at(reader: SlideReader, slide: Slide, options: ReadOptions) -> SlideLoo
         snap_tolerance=spec.snap_tolerance,
         allow_upsample=options.allow_upsample,
     )
-    tissue = find_tissue(reader.overview(TISSUE_MPP, mpp, reread=read.level), mpp, options.tissue)
-    return SlideLook(mpp, mpp_source, read, tissue)
+    regions = None if slide.regions is None else read_regions(slide.regions)
+    overview = reader.overview(options.tissue.mpp, mpp, reread=read.level)
+    return SlideLook(mpp, mpp_source, read, overview, find_tissue(overview, mpp, options.tissue), regions)
 
 
 def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[PatchPlan, SlideSurvey]:
     look = look_at(reader, slide, options)
-    plan = plan_patches(options.patch, look.read, reader.level_sizes[look.read.level], look.tissue)
+    plan = plan_patches(options.patch, look.read, reader.level_sizes[look.read.level], look.tissue, look.regions)
     path = slide.path.resolve()
     provenance = {
         "path": str(path),
@@ -179,6 +237,7 @@ def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[Pa
         "mpp_source": look.mpp_source,
         "read": asdict(look.read),
         "grid": list(plan.grid_shape),
+        **selection_of(slide),
     }
     survey = SlideSurvey(
         slide_id=slide.slide_id,
@@ -191,26 +250,11 @@ def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[Pa
 
 
 def _blocks(reader: SlideReader, slide_id: str, plan: PatchPlan, size: int, reasons: list[str]) -> Iterator[PatchBlock]:
-    """Regroups the bands of a plan into blocks of one size; only the last is shorter."""
-    side = plan.patch_px
-
-    def empty(start: int) -> PatchBlock:
-        coords = plan.coords[start : start + size]
-        pixels = np.empty((len(coords), side, side, 3), np.uint8)
-        return PatchBlock(slide_id, start, coords, pixels, np.empty(len(coords), np.bool_))
-
-    block, filled = empty(0), 0
-    for band in read_bands(reader, plan):
-        reasons += band.reasons
-        taken = 0
-        while taken < len(band.ok):
-            take = min(len(block.ok) - filled, len(band.ok) - taken)
-            block.patches[filled : filled + take] = band.patches[taken : taken + take]
-            block.ok[filled : filled + take] = band.ok[taken : taken + take]
-            filled, taken = filled + take, taken + take
-            if filled == len(block.ok):
-                yield block
-                block, filled = empty(block.start + filled), 0
+    """The patches of a plan in blocks of one size; only the last is shorter."""
+    for block in read_blocks(reader, plan, size):
+        reasons += block.reasons
+        coords = plan.coords[block.start : block.start + size]
+        yield PatchBlock(slide_id, block.start, coords, block.patches, block.ok)
 
 
 def embed_block(

@@ -13,10 +13,10 @@ from scipy import ndimage
 
 from her2cache.cohort import Slide
 from her2cache.errors import EmptyPlanError
-from her2cache.ingest import ReadOptions, look_at
+from her2cache.ingest import ReadOptions, SlideLook, look_at, options_of
+from her2cache.pen import find_pen
 from her2cache.slide import open_slide
 from her2cache.tiling import PatchPlan, plan_patches
-from her2cache.tissue import TissueMask
 from her2cache.units import RgbImage
 
 CELL_PX = 420
@@ -28,7 +28,10 @@ FEW_PATCHES = 100
 ALMOST_ALL = 0.98
 """Share of tissue above which the thresholds have probably taken glass for tissue."""
 
-_OUTLINE, _GRID, _TEXT, _WARNING = (0, 90, 200), (20, 20, 20), (30, 30, 30), (180, 30, 0)
+MUCH_PEN = 0.005
+"""Share of a slide above which marks of a pen are pointed out."""
+
+_OUTLINE, _GRID, _TEXT, _WARNING, _REGION = (0, 90, 200), (20, 20, 20), (30, 30, 30), (180, 30, 0), (190, 60, 0)
 _CAPTION_PX, _MARGIN_PX, _TITLE_PX = 54, 12, 15
 
 
@@ -38,7 +41,7 @@ class SheetEntry:
 
     Attributes:
         slide_id: of the slide.
-        picture: thumbnail with the outline of the tissue and the grid, uint8 (height, width, 3).
+        picture: thumbnail with the outlines of tissue and regions and the grid, uint8 (height, width, 3).
         n_patches: planned patches.
         tissue_share: share of the slide that is tissue, 0 to 1.
         mpp: of level 0, um/px.
@@ -62,27 +65,34 @@ def sheet_entry(slide: Slide, options: ReadOptions) -> SheetEntry:
         SlideError: the slide cannot be opened or has no scale. No tissue is a warning here.
     """
     plan: PatchPlan | None = None
+    options = options_of(slide, options)
     with open_slide(slide.path) as reader:
         look = look_at(reader, slide, options)
         with suppress(EmptyPlanError):
-            plan = plan_patches(options.patch, look.read, reader.level_sizes[look.read.level], look.tissue)
+            plan = plan_patches(
+                options.patch, look.read, reader.level_sizes[look.read.level], look.tissue, look.regions
+            )
         thumbnail, downsample = reader.thumbnail(CELL_PX)
     n_patches, share = len(plan) if plan else 0, float(look.tissue.mask.mean())
+    inked = not options.tissue.skip_pen and find_pen(look.overview.image, look.overview.downsample * look.mpp)
+    pen = float(np.mean(inked))
     return SheetEntry(
         slide_id=slide.slide_id,
-        picture=_draw(thumbnail, downsample, look.tissue, plan),
+        picture=_draw(thumbnail, downsample, look, plan),
         n_patches=n_patches,
         tissue_share=share,
         mpp=look.mpp,
         mpp_source=look.mpp_source,
-        warnings=tuple(_warnings(n_patches, share)),
+        warnings=tuple(_warnings(n_patches, share, pen)),
     )
 
 
-def _warnings(n_patches: int, share: float) -> list[str]:
+def _warnings(n_patches: int, share: float, pen: float) -> list[str]:
     if n_patches == 0:
         return ["empty: no patch has enough tissue"]
     found: list[str] = []
+    if pen > MUCH_PEN:
+        found.append(f"pen on {pen:.1%} of the slide: --skip-pen?")
     if n_patches < FEW_PATCHES:
         found.append(f"almost empty: fewer than {FEW_PATCHES} patches")
     if share > ALMOST_ALL:
@@ -90,12 +100,15 @@ def _warnings(n_patches: int, share: float) -> list[str]:
     return found
 
 
-def _draw(thumbnail: RgbImage, downsample: float, tissue: TissueMask, plan: PatchPlan | None) -> RgbImage:
-    """Draws the grid of patches and the outline of the tissue over a thumbnail."""
+def _draw(thumbnail: RgbImage, downsample: float, look: SlideLook, plan: PatchPlan | None) -> RgbImage:
+    """Draws the grid of patches, the outlines of the tissue and those of the regions over a thumbnail."""
+    tissue = look.tissue
     image = Image.fromarray(thumbnail)
     pen = ImageDraw.Draw(image, "RGBA")
     for box in plan.boxes * plan.read.downsample / downsample if plan else ():
         pen.rectangle([float(v) for v in box], outline=(*_GRID, 110))
+    for ring in look.regions.outlines() if look.regions else ():
+        pen.line([(float(x), float(y)) for x, y in ring / downsample], fill=(*_REGION, 255), width=3)
     height, width = thumbnail.shape[:2]
     rows = (np.arange(height) + 0.5) * downsample / tissue.downsample
     columns = (np.arange(width) + 0.5) * downsample / tissue.downsample

@@ -1,4 +1,4 @@
-"""Tissue by HSV thresholds on a thumbnail."""
+"""Tissue by HSV thresholds on a picture of the whole slide."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 
 from her2cache.errors import ConfigError
+from her2cache.hsv import to_hsv, within_hues
+from her2cache.pen import find_pen
+from her2cache.pieces import drop_small
 from her2cache.units import BoolImage, RgbImage
 
 
@@ -23,6 +25,8 @@ class TissueSettings:
         value_min, value_max: 0 to 1.
         hole_um2: holes in tissue below this area are filled.
         speck_um2: pieces of tissue below this area are dropped.
+        mpp: scale of the picture in which tissue is looked for, um/px; 8 is six pixels along a patch of 96 px at 0.5.
+        skip_pen: whether what a felt-tip pen marked on the glass is no tissue, see `pen.find_pen`.
     """
 
     hue_min: float
@@ -32,7 +36,28 @@ class TissueSettings:
     value_max: float
     hole_um2: float = 5_000.0
     speck_um2: float = 10_000.0
+    mpp: float = 8.0
+    skip_pen: bool = False
 
+    def __post_init__(self) -> None:
+        for name, (low, high) in {**THRESHOLDS, "mpp": (0.5, 100.0)}.items():
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(
+                    f"the tissue threshold {name} is {getattr(self, name):g}, it must lie between {low:g} and {high:g}:"
+                    " hues are degrees, saturation and value shares of 1, areas um2"
+                )
+
+
+THRESHOLDS = {
+    "hue_min": (0.0, 360.0),
+    "hue_max": (0.0, 360.0),
+    "saturation_min": (0.0, 1.0),
+    "value_min": (0.0, 1.0),
+    "value_max": (0.0, 1.0),
+    "hole_um2": (0.0, 1e12),
+    "speck_um2": (0.0, 1e12),
+}
+"""The numbers that may differ from slide to slide, with the least and the largest value of each."""
 
 PRESETS = {
     "he": TissueSettings(hue_min=220, hue_max=350, saturation_min=0.07, value_min=0.0, value_max=0.97),
@@ -116,30 +141,21 @@ def find_tissue(overview: Overview, level0_mpp: float, settings: TissueSettings)
         level0_mpp: um per level-0 px; turns areas into pixels.
         settings: thresholds.
     """
-    mask = threshold(overview.image, settings) | overview.undecodable
-    pixel_um2 = (overview.downsample * level0_mpp) ** 2
+    pixel_um = overview.downsample * level0_mpp
+    pixel_um2 = pixel_um**2
+    mask = threshold(overview.image, settings)
+    pen = find_pen(overview.image, pixel_um) if settings.skip_pen else np.zeros_like(mask)
+    mask = (mask & ~pen) | overview.undecodable
     filled = np.asarray(ndimage.binary_fill_holes(mask), np.bool_)
     holes = filled & ~mask  # never the glass around the tissue, however little of it there is
-    mask |= holes & ~_drop_small(holes, settings.hole_um2 / pixel_um2)
-    mask = _drop_small(mask, settings.speck_um2 / pixel_um2)
+    mask |= holes & ~drop_small(holes, settings.hole_um2 / pixel_um2)
+    mask = drop_small(mask & ~pen, settings.speck_um2 / pixel_um2)
     return TissueMask(mask | overview.undecodable, overview.downsample)
 
 
 def threshold(image: RgbImage, settings: TissueSettings) -> BoolImage:
     """Pixels within the thresholds, bool (height, width)."""
-    hsv = np.asarray(Image.fromarray(image).convert("HSV"))
-    hue = hsv[..., 0] * (360 / 255)
-    saturation, value = hsv[..., 1] / 255, hsv[..., 2] / 255
-    low, high = settings.hue_min, settings.hue_max
-    in_hue = (hue >= low) & (hue <= high) if low <= high else (hue >= low) | (hue <= high)
+    hue, saturation, value = to_hsv(image)
+    in_hue = within_hues(hue, settings.hue_min, settings.hue_max)
     in_value = (value >= settings.value_min) & (value <= settings.value_max)
     return in_hue & in_value & (saturation >= settings.saturation_min)
-
-
-def _drop_small(mask: BoolImage, min_px: float) -> BoolImage:
-    """Drops the 4-connected pieces of a mask that are smaller than `min_px`."""
-    pieces = np.zeros(mask.shape, np.int32)
-    ndimage.label(mask, output=pieces)
-    keep = np.bincount(pieces.ravel()) >= min_px
-    keep[0] = False
-    return keep[pieces]

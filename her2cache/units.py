@@ -25,5 +25,7 @@ RgbImage = NDArray[np.uint8]
 PatchBatch = NDArray[np.uint8]
 """RGB patches, shape (n_patches, height, width, 3)."""
 
+BoolArray = NDArray[np.bool_]
+
 BoolImage = NDArray[np.bool_]
 """A mask, shape (height, width)."""

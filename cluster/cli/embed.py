@@ -14,7 +14,7 @@ from cluster.cli.verb import verb
 
 if TYPE_CHECKING:
     from cluster.embed_job import EmbedReport
-    from cluster.pipeline import Progress
+    from cluster.job import Progress
 
 
 @click.command()
@@ -63,7 +63,7 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
     """
     from cluster.cli.inputs import slides_of
     from cluster.embed_job import embed_slides
-    from cluster.pipeline import EmbedOptions
+    from cluster.job import EmbedOptions
     from her2cache.backbones import load_trunk
     from her2cache.store.reader import FeatureStore
 
@@ -75,6 +75,8 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
     with EmbedBar(len(slides)) as bar:
         report = embed_slides(slides, trunks, opened, reading, job, bar, views=options["views"])
     names = [trunk.spec.name for trunk in trunks]
+    if len(set(names)) < len(names):  # the same kind of trunk with several weights
+        names = list(dict.fromkeys(embedders))
     return Outcome(
         items=[Item(o.slide_id, o.status, o.reason) for o in report.outcomes],
         outputs={"store": opened.uri},
@@ -83,6 +85,7 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
             "patches": report.patches,
             "passes": dict(zip(names, report.passes, strict=False)),
             "segments_decoded": report.segments_decoded,
+            "left_out": report.left_out,
             "seconds": round(report.seconds, 3),
         },
         summary=summarise(report, names, opened.uri),
@@ -91,7 +94,7 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
 
 def summarise(report: EmbedReport, names: list[str], store: str) -> list[str]:
     """Lines for a person."""
-    from cluster.embed_job import ALREADY_EMBEDDED
+    from cluster.job import ALREADY_EMBEDDED
 
     count = {s: sum(o.status == s for o in report.outcomes) for s in ("done", "skipped", "failed")}
     lines: list[str] = []
@@ -100,6 +103,7 @@ def summarise(report: EmbedReport, names: list[str], store: str) -> list[str]:
         work = f"{report.patches:,} patches x {count_of(len(names), 'embedder')}"
         took = f"{report.seconds:.1f} s ({rate:,.0f} patches/s)"
         lines.append(f"{count_of(count['done'], 'slide')} embedded: {work} in {took}")
+    lines += [f"{n:,} {reason} patches left out" for reason, n in report.left_out.items() if n]
     there = sum(o.reason == ALREADY_EMBEDDED for o in report.outcomes)
     if there:
         lines.append(f"{count_of(there, 'slide')} skipped: already embedded, nothing to do")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from her2cache.errors import ConfigError
 
 if TYPE_CHECKING:
     from her2cache.ingest import ReadOptions
@@ -31,29 +33,68 @@ _OPTIONS = (
         type=click.FloatRange(0, 1),
         help="Least share of tissue of a patch.",
     ),
+    click.option(
+        "--tissue",
+        "thresholds",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Another tissue threshold than the preset's, e.g. saturation_min=0.05. For one slide: a column of that"
+        " name in the cohort table.",
+    ),
+    click.option("--skip-pen", is_flag=True, help="Take no patch from what a felt-tip pen marked."),
+    click.option("--skip-blurred", is_flag=True, help="Leave out patches that are out of focus."),
     click.option("--assume-power", is_flag=True, help="Take a missing scale from the objective: 10 / power um/px."),
     click.option("--allow-upsample", is_flag=True, help="Enlarge slides that are coarser than --mpp."),
 )
 
 
 def reading_options(command: F) -> F:
-    """Adds --stain, --mpp, --patch-px, --min-tissue, --assume-power and --allow-upsample to a verb."""
+    """Adds --stain, --mpp, --patch-px and the others that say which patches are taken to a verb."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def read_options(given: Mapping[str, Any], *, max_bad_patches: float = 0.01) -> ReadOptions:
-    """What those options, by name, ask for."""
+    """What those options, by name, ask for.
+
+    Raises:
+        ConfigError: a threshold has no such name, or an impossible value.
+    """
+    from dataclasses import replace
+
+    from her2cache.focus import SHARP
     from her2cache.ingest import ReadOptions
     from her2cache.tiling import PatchSpec
     from her2cache.tissue import preset
 
     side = given["patch_px"]
     return ReadOptions(
-        patch=PatchSpec(mpp=given["mpp"], patch_px=side, stride_px=side, min_tissue=given["min_tissue"]),
-        tissue=preset(given["stain"]),
+        patch=PatchSpec(
+            mpp=given["mpp"],
+            patch_px=side,
+            stride_px=side,
+            min_tissue=given["min_tissue"],
+            min_edges=SHARP if given["skip_blurred"] else 0.0,
+        ),
+        tissue=replace(preset(given["stain"]), skip_pen=given["skip_pen"], **_thresholds(given["thresholds"])),
         max_bad_patches=max_bad_patches,
         assume_power=given["assume_power"],
         allow_upsample=given["allow_upsample"],
     )
+
+
+def _thresholds(given: Sequence[str]) -> dict[str, float]:
+    """Thresholds by name out of NAME=VALUE."""
+    from her2cache.tissue import THRESHOLDS
+
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in THRESHOLDS:
+            raise ConfigError(f"--tissue {text}: {name!r} is no tissue threshold; choose from {', '.join(THRESHOLDS)}")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--tissue {text}: {value!r} is no number; write for instance {name}=0.05") from None
+    return found

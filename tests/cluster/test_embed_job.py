@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from scipy import ndimage
 
 from cluster import pipeline
 from cluster.actors import remote_reader
+from cluster.batching import fixed_batching
 from cluster.embed_job import EmbedReport, embed_slides
-from cluster.pipeline import EmbedOptions, Progress, fixed_batching
+from cluster.job import EmbedOptions, Progress
 from her2cache.backbones import AlexNetEmbedder, Trunk, load_trunk
 from her2cache.cohort import Slide
 from her2cache.embedder import FeatureSpace
@@ -253,6 +256,47 @@ def bad_slides(tmp_path: Path, slides: list[Slide]) -> dict[str, tuple[Slide, st
         "broken.tif": ("DecodeError", "cannot be decoded"),
     }
     return {name: (as_slide(folder / name), *fault) for name, fault in faults.items()}
+
+
+class TestWhichPatches:
+    def test_regions_and_focus_decide_and_a_change_of_them_is_noticed(
+        self, slides: list[Slide], trunk: Trunk, store: FeatureStore, tmp_path: Path
+    ) -> None:
+        regions = tmp_path / "regions.geojson"
+
+        def draw(side: int) -> None:
+            ring = [[0, 0], [side, 0], [side, side], [0, side], [0, 0]]
+            regions.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+
+        draw(400)
+        pixels = texture(960, 384)
+        pixels[:, :480] = ndimage.gaussian_filter(pixels[:, :480], (6, 6, 0))
+        pixels[::8, 480::8] = 40
+        soft = as_slide(write_slide(tmp_path / "soft.tif", pixels))
+        chosen = replace(slides[0], regions=regions, thresholds=(("min_tissue", 0.4),))
+        reading = replace(READING, patch=replace(READING.patch, min_edges=20.0))
+
+        report = embed([chosen, soft], [trunk], store, reading=reading)
+        (key,) = report.space_keys
+        assert statuses(report) == {"small": "done", "soft": "done"}
+        assert len(store.coords("small", key)) == 16
+        record = store.record("soft", key)
+        assert (record.n_planned, record.n_patches) == (40, 20)
+        assert record.made["left_out"] == {"undecodable": 0, "blurred": 20}
+        assert report.left_out == {"undecodable": 0, "blurred": 20}
+        assert (report.outcomes[1].reason, report.outcomes[1].patches) == ("20 blurred patches left out", 20)
+        assert (store.coords("soft", key)[:, 0] >= 480).all()
+
+        draw(500)
+        for changed in (chosen, slides[0], replace(chosen, thresholds=())):
+            refused = embed([changed, soft], [trunk], store, reading=reading, address="ray://nowhere:1")
+            assert statuses(refused) == {"small": "failed", "soft": "skipped"}
+            assert "other regions or tissue thresholds" in refused.outcomes[0].reason
+        assert statuses(embed([chosen], [trunk], store, reading=reading, replace=True)) == {"small": "done"}
+        assert len(store.coords("small", key)) == 25
+        regions.unlink()
+        gone = embed([chosen], [trunk], store, reading=reading, address="ray://nowhere:1")
+        assert "column regions" in gone.outcomes[0].reason
 
 
 class TestBadSlides:

@@ -48,6 +48,18 @@ class TestRead:
             path,
         )
 
+    def test_thresholds_and_regions_of_a_slide(self, tmp_path: Path) -> None:
+        path = _table(
+            tmp_path,
+            "slide_id,case_id,path,stain,her2_score,annotations,saturation_min,min_tissue",
+            "s1,c1,a.svs,HE,1,roi/s1.geojson,0.05,",
+            "s2,c2,b.svs,HE,1,,,",
+        )
+        one, two = read_cohort(path).slides
+        assert one.regions == tmp_path / "roi/s1.geojson"
+        assert one.thresholds == (("saturation_min", 0.05),)
+        assert (two.regions, two.thresholds) == (None, ())
+
     def test_with_stain(self, tmp_path: Path) -> None:
         path = _table(tmp_path, HEADER, "s1,c1,a.svs,HE,2,,", "s2,c1,b.svs,IHC,2,,", "s3,c2,c.svs,HE,0,,")
         cohort = read_cohort(path)
@@ -166,6 +178,18 @@ class TestFaults:
         assert "row 14" in faults[15, "path"]
         assert "folder" in faults[12, "path"]
         assert "empty" in faults[13, "path"]
+
+    def test_thresholds_and_regions_of_a_slide(self, tmp_path: Path) -> None:
+        _slide_file(tmp_path / "a.svs")
+        path = _table(
+            tmp_path,
+            "slide_id,case_id,path,stain,her2_score,ROI,saturation_min,hue max,min_tissue",
+            "s1,c1,a.svs,HE,1,gone.geojson,1.5,many,0.2",
+        )
+        faults = {(fault.row, fault.column): fault.message for fault in check_cohort(path)}
+        assert list(faults) == [(2, "regions"), (2, "hue_max"), (2, "saturation_min")]
+        assert "between 0 and 1" in faults[2, "saturation_min"]
+        assert "no number" in faults[2, "hue_max"]
 
     def test_a_linked_slide_is_the_same_file(self, tmp_path: Path) -> None:
         _slide_file(tmp_path / "a.svs")

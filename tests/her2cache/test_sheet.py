@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +71,22 @@ def test_the_sheet_holds_every_slide(tmp_path: Path) -> None:
 def test_a_slide_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SlideOpenError):
         sheet_entry(Slide("no", "no", tmp_path / "no.tif", "HE"), OPTIONS)
+
+
+def test_regions_are_drawn_and_pen_is_pointed_out(tmp_path: Path) -> None:
+    marked = slide(tmp_path, "marked", 768)
+    pixels = np.full((1536, 1536, 3), GLASS, np.uint8)
+    pixels[:768, :768] = texture(768, 768)
+    pixels[900:1100] = (50, 75, 165)
+    write_slide(marked.path, pixels, segment_px=(256, 256))
+    regions = tmp_path / "regions.geojson"
+    ring = [[100, 100], [500, 100], [500, 500], [100, 500], [100, 100]]
+    regions.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    entry = sheet_entry(replace(marked, regions=regions), OPTIONS)
+    assert entry.n_patches == 16
+    assert any("--skip-pen" in warning for warning in entry.warnings)
+    red = (entry.picture == (190, 60, 0)).all(axis=2)
+    at = np.flatnonzero(red.any(axis=1)) * 1536 / entry.picture.shape[0]
+    assert (round(at.min(), -2), round(at.max(), -2)) == (100, 500)
+    careful = replace(OPTIONS, tissue=replace(OPTIONS.tissue, skip_pen=True))
+    assert not any("pen" in warning for warning in sheet_entry(marked, careful).warnings)

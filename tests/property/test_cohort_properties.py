@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from her2cache.cells import LIMITS
 from her2cache.cohort import Slide, check_cohort, read_cohort, write_cohort
 from her2cache.errors import CohortError, Her2CacheError
 from her2cache.ids import MAX_NAME_BYTES, decode_slide_id, encode_slide_id
@@ -49,17 +51,35 @@ def _cohorts(draw: st.DrawFn) -> list[Slide]:
     score = {case: draw(st.sampled_from([None, 0, 1, 2, 3])) for case in cases}
     split = {case: draw(st.sampled_from([None, "train", "test"])) for case in cases}
     mpp = st.none() | st.floats(0.05, 10.0)
+    thresholds = st.fixed_dictionaries({}, optional={name: st.floats(*limits) for name, limits in LIMITS.items()})
+    regions = st.none() | _FILE_NAMES.map(lambda name: Path("regions") / name)
     slides = list[Slide]()
     for slide_id, file in zip(ids, files, strict=True):
         case, stain = draw(st.sampled_from(cases)), draw(st.sampled_from(["HE", "IHC"]))
-        slides.append(Slide(slide_id, case, Path("slides") / file, stain, score[case], split[case], draw(mpp)))
+        given_thresholds = draw(thresholds)
+        slides.append(
+            Slide(
+                slide_id,
+                case,
+                Path("slides") / file,
+                stain,
+                score[case],
+                split[case],
+                draw(mpp),
+                draw(regions),
+                tuple((name, given_thresholds[name]) for name in LIMITS if name in given_thresholds),
+            )
+        )
     return slides
 
 
 @given(_cohorts(), st.sampled_from(["csv", "parquet"]))
 def test_a_table_reads_back_as_it_was(slides: list[Slide], suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        there = [Slide(**vars(slide) | {"path": Path(folder) / slide.path}) for slide in slides]
+        root = Path(folder)
+        there = [
+            replace(s, path=root / s.path, regions=None if s.regions is None else root / s.regions) for s in slides
+        ]
         table = Path(folder) / f"cohort.{suffix}"
         write_cohort(there, table)
         assert list(read_cohort(table).slides) == there
