@@ -213,8 +213,9 @@ class Pipeline:
             lane.written += patches
             self.progress.written_patches += patches
         if lane.drained and not lane.pending:
-            made = self._made | {"at": _now(), "left_out": _left_out(lane.summary)}
-            lane.committing = lane.writer.commit.remote(made)
+            assert lane.summary is not None  # a stream that ends without one raises
+            seen = {"left_out": _left_out(lane.summary), "colour": lane.summary.colour}
+            lane.committing = lane.writer.commit.remote(self._made | {"at": _now(), **seen})
 
     def _begin(self, lane: _Lane, task: Task) -> None:
         """Hands a slide to a lane, unless another job has done it meanwhile."""
@@ -271,6 +272,7 @@ class Pipeline:
         if errors:
             self._give_up(task, errors)
         else:
+            assert lane.summary is not None
             left_out = _left_out(lane.summary)
             self.left_out = {reason: n + left_out[reason] for reason, n in self.left_out.items()}
             patches = len(survey.coords) - sum(left_out.values())
@@ -350,8 +352,7 @@ class Pipeline:
         self.progress.failed += outcome.status == "failed"
 
 
-def _left_out(summary: ReadSummary | None) -> dict[str, int]:
-    assert summary is not None  # a stream that ends without one raises
+def _left_out(summary: ReadSummary) -> dict[str, int]:
     return {"undecodable": summary.failed, "blurred": summary.blurred}
 
 

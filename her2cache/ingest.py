@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2cache.cohort import Slide
+from her2cache.colour import ColourSums
 from her2cache.embedder import Augmentation, Embedder
 from her2cache.errors import EmbedderError, EmptyPlanError
 from her2cache.focus import edge_strength
@@ -105,11 +106,13 @@ class ReadSummary:
         segments_decoded: of each level.
         failed: patches that could not be decoded, and the first reasons for it.
         blurred: patches left out because they are not in focus.
+        colour: of the patches that were not left out, see `colour.ColourSums`.
     """
 
     segments_decoded: list[int]
     failed: int = 0
     blurred: int = 0
+    colour: list[float] = field(default_factory=list[float])
     reasons: list[str] = field(default_factory=list[str])
 
 
@@ -127,6 +130,7 @@ def read_slide(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | Pat
         plan, survey = _survey(reader, slide, options)
         yield survey
         failed = blurred = 0
+        colour = ColourSums()
         reasons: list[str] = []
         for block in _blocks(reader, slide.slide_id, plan, options.block, reasons):
             failed += int((~block.ok).sum())
@@ -136,13 +140,14 @@ def read_slide(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | Pat
                 sharp = edge_strength(block.patches) >= options.patch.min_edges  # (n,)
                 blurred += int((block.ok & ~sharp).sum())
                 block = replace(block, ok=block.ok & sharp)  # noqa: PLW2901
+            colour.add(block.patches[block.ok])
             yield block
         if blurred and failed + blurred == len(plan):
             raise EmptyPlanError(
                 f"{slide.path}: none of its {len(plan)} patches is in focus (edge strength below"
                 f" {options.patch.min_edges:g} grey levels): scan the slide again, or embed it without --skip-blurred"
             )
-        yield ReadSummary(reader.decoded, failed, blurred, reasons[:3])
+        yield ReadSummary(reader.decoded, failed, blurred, colour.statistics(), reasons[:3])
 
 
 def options_of(slide: Slide, options: ReadOptions) -> ReadOptions:
