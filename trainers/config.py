@@ -35,12 +35,15 @@ class DataSection(_Section):
         cohort: table of the slides; a relative path starts at the experiment file's folder.
         store: feature store, a folder or URI; the same.
         embedders: feature spaces to train on, by embedder name or space key.
+        views: stored views of a patch, of which training draws one an instance; None takes the one space that an
+            embedder has, however many views it holds.
         stain: slides of the cohort to use.
     """
 
     cohort: str
     store: str
     embedders: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+    views: Positive | None = None
     stain: Literal["HE", "IHC"] = "HE"
 
 

@@ -32,7 +32,9 @@ def evaluate(labels: ArrayLike, probabilities: ArrayLike, classes: int) -> Metri
 
     Returns:
         Flat keys: `accuracy`, `balanced_accuracy`, the macro means `precision`, `recall`, `f1` and `auc`
-        (one-vs-rest), `quadratic_kappa`, `expected_score_mae` (of sum_c c p_c, in classes), `n_classes`
+        (one-vs-rest), `quadratic_kappa`, `mae` (of the predicted class, in classes), `expected_score_mae` (of
+        sum_c c p_c), the cumulative `auc_ge_1`, `auc_ge_2`, ... (classes from 1, 2, ... on against those below, by
+        their summed probability; classes are ordered), `n_classes`
         (classes with a true case), `n_never_predicted` (those among them that were never predicted, whose
         precision counts as 0), and per class `precision_0`, `recall_0`, `f1_0`, `auc_0`, ... .
         AUC is None when positives or negatives are missing, recall and F1 are None without a true case,
@@ -64,10 +66,12 @@ def evaluate(labels: ArrayLike, probabilities: ArrayLike, classes: int) -> Metri
         "balanced_accuracy": _mean([per_class["recall"][c] for c in present]),
         **{name: _mean([per_class[name][c] for c in present]) for name in MACRO},
         "quadratic_kappa": _quadratic_kappa(y, predicted, every),
+        "mae": float(np.mean(np.abs(predicted - y))),
         "expected_score_mae": float(np.mean(np.abs(p @ np.arange(classes) - y))),
         "n_classes": len(present),
         "n_never_predicted": int(np.sum(is_present & ~is_predicted)),
     }
+    metrics |= {f"auc_ge_{c}": _auc(y >= c, p[:, c:].sum(axis=1)) for c in every[1:]}
     return metrics | {f"{name}_{c}": per_class[name][c] for name in MACRO for c in every}
 
 

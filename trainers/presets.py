@@ -11,6 +11,8 @@ _KEYS = """\
 cohort = "cohort.csv"           # table of the slides; relative paths start at this file's folder
 store = "store"                 # feature store that `her2cache embed` filled
 embedders = [{embedders}]
+views = {views:<24}# stored views of a patch (embed --views), of which training draws one an instance; the
+                                # paper augments afresh at every step. Left out: whatever the store has
 stain = "HE"                    # slides of the cohort to use: "HE" or "IHC"
 
 [task]
@@ -45,6 +47,7 @@ PAPER = _KEYS.format(
     name="paper.toml",
     stem="paper",
     embedders='"alexnet-random", "alexnet-pcam", "alexnet-ihc", "alexnet-imagenet"',
+    views=8,
     test_slides=8,
     folds=5,
     per_epoch=6400,
@@ -60,6 +63,7 @@ QUICK = _KEYS.format(
     name="quick.toml",
     stem="quick",
     embedders='"alexnet-random", "alexnet-imagenet"',
+    views=1,
     test_slides=8,
     folds=3,
     per_epoch=640,

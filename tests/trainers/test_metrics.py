@@ -65,6 +65,11 @@ def test_equal_to_scikit_learn_where_defined(
     if len(present) > 1 or set(predicted.tolist()) != set(present):
         kappa = sk.cohen_kappa_score(y, predicted, labels=range(classes), weights="quadratic")
         assert got["quadratic_kappa"] == pytest.approx(kappa)
+    assert got["mae"] == pytest.approx(sk.mean_absolute_error(y, predicted))
+    for c in range(1, classes):
+        above = y >= c
+        defined = above.any() and not above.all()
+        assert got[f"auc_ge_{c}"] == (pytest.approx(sk.roc_auc_score(above, p[:, c:].sum(axis=1))) if defined else None)
     assert got["expected_score_mae"] == pytest.approx(np.mean(np.abs((p * np.arange(classes)).sum(1) - y)))
 
 
