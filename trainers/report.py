@@ -22,7 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from her2cache.errors import SweepError
+from trainers.cases import CaseLevel, case_level
 from trainers.metrics import MACRO, fold_ci95
+from trainers.resampling import FEW_CASES
 from trainers.roc import Curve, draw_roc, roc_curves
 from trainers.tasks import find_task
 
@@ -73,15 +75,23 @@ def mean_val_loss(runs: Sequence[Row]) -> float:
     return math.fsum(row["val_loss"] for row in runs) / len(runs)
 
 
-def table2_rows(results: Iterable[Row]) -> list[dict[str, Any]]:
+def table2_rows(results: Iterable[Row], cases: Mapping[str, CaseLevel] | None = None) -> list[dict[str, Any]]:
     """The paper's Table 2, a row an embedder and level, best mean bag-level AUC first.
+
+    Args:
+        results: the tested runs.
+        cases: what each embedder says of the test cases; its numbers go into every row of the embedder.
 
     `<metric>` is the mean over folds and `<metric>_ci95` its half-width; `<metric>_class_ci95` is the mean
     of the half-widths of the classes, another reading of the paper's "across the 4 classes". A number is
     None where it is undefined, and where the folds do not hold the same classes.
     """
     selected = selected_runs(results)
-    rows = [_table2_row(embedder, level, runs) for embedder, runs in selected.items() for level in LEVELS]
+    rows: list[dict[str, Any]] = [
+        _table2_row(embedder, level, runs) | (cases[embedder].columns() if cases else {})
+        for embedder, runs in selected.items()
+        for level in LEVELS
+    ]
     auc = {row["embedder"]: row["auc"] for row in rows if row["level"] == "bag"}
     return sorted(rows, key=lambda row: math.inf if auc[row["embedder"]] is None else -auc[row["embedder"]])
 
@@ -106,8 +116,9 @@ def _table2_row(embedder: str, level: str, runs: Sequence[Row]) -> dict[str, Any
 def table(sweep_dir: Path) -> Table:
     """Table 2 for the terminal, in the paper's form `0.622 ± 0.027`."""
     results = read_results(sweep_dir)
-    rows = table2_rows(results)
     classes = find_task(results[0]["task"]).classes
+    cases = _cases(sweep_dir, selected_runs(results), len(classes))
+    rows = table2_rows(results, cases)
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     shown.add_column("Patch embedder", overflow="fold")
     for metric in MACRO:
@@ -119,9 +130,13 @@ def table(sweep_dir: Path) -> Table:
                 cells = (_mean_and_half(row[metric], row[f"{metric}_ci95"]) for metric in MACRO)
                 shown.add_row(f" {escape(row['embedder'])}", *cells)
         shown.add_section()
+    shown.add_row("[italic]case level")
+    for embedder in dict.fromkeys(row["embedder"] for row in rows):
+        shown.add_row(f" {escape(embedder)}", "", "", "", _with_range(cases[embedder]))
     shown.caption = (
         f"\nPaper protocol: every bag of a test slide counts; slide level: one prediction a slide.\n{CI_CAPTION}.\n"
-        f"{_test_set(sweep_dir, classes)}."
+        "Case level: the folds' models together, and the 95 % bootstrap of cases within their class"
+        f"{_caveat(cases.values())}.\n{_chance(cases.values())}{_test_set(sweep_dir, classes)}."
     )
     shown.caption_justify = "left"
     return shown
@@ -138,8 +153,8 @@ def write_report(sweep_dir: Path) -> dict[str, Path]:
     """
     results = read_results(sweep_dir)
     selected = selected_runs(results)
-    rows = table2_rows(results)
     classes = find_task(results[0]["task"]).classes
+    rows = table2_rows(results, _cases(sweep_dir, selected, len(classes)))
     ranked = list(dict.fromkeys(row["embedder"] for row in rows))
     curves = {embedder: _curves(sweep_dir, selected[embedder], len(classes)) for embedder in ranked}
     # one model, as the paper's figure 4; the test set has no say in which
@@ -155,6 +170,30 @@ def write_report(sweep_dir: Path) -> dict[str, Path]:
     )
     draw_roc(curves, marked, classes, caption=caption, out=written["roc.png"])
     return written
+
+
+def _cases(sweep_dir: Path, selected: Mapping[str, Sequence[Row]], classes: int) -> dict[str, CaseLevel]:
+    predictions = _read(sweep_dir, "predictions.parquet")
+    return {e: case_level(predictions, [run["run_id"] for run in runs], classes) for e, runs in selected.items()}
+
+
+def _with_range(case: CaseLevel) -> str:
+    if case.auc is None or case.bootstrap is None:
+        return "undefined"
+    return f"{case.auc:.2f} {case.bootstrap.low:.2f}–{case.bootstrap.high:.2f}"
+
+
+def _caveat(cases: Iterable[CaseLevel]) -> str:
+    few = any(case.bootstrap is not None and not case.bootstrap.reliable for case in cases)
+    return f", unreliable under {FEW_CASES} cases a class as here" if few else ""
+
+
+def _chance(cases: Iterable[CaseLevel]) -> str:
+    ranges = [case.chance for case in cases if case.chance is not None]
+    if not ranges:
+        return ""
+    low, high = min(r.low for r in ranges), max(r.high for r in ranges)
+    return f"With this many cases chance alone reaches an AUC from {low:.2f} to {high:.2f} (labels permuted).\n"
 
 
 def _read(sweep_dir: Path, name: str, **options: Any) -> pa.Table:

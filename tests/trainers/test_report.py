@@ -18,6 +18,7 @@ from sklearn.metrics import auc as area
 from sklearn.metrics import roc_auc_score
 
 from her2cache.errors import SweepError
+from trainers.cases import case_level
 from trainers.metrics import evaluate
 from trainers.report import read_results, selected_runs, slides_tested, table, table2_rows, write_report
 
@@ -210,3 +211,34 @@ def test_what_is_no_sweep(tmp_path: Path) -> None:
     pq.write_table(pa.table({"run_id": pa.array([], pa.string())}), tmp_path / "results.parquet")
     with pytest.raises(SweepError, match="is empty"):
         table(tmp_path)
+
+
+def test_the_case_level_pools_bags_folds_and_slides(tmp_path: Path) -> None:
+    """Against a plain computation from the predictions, one case after the other."""
+    sweep = write_sweep(tmp_path / "sweep", {"good": 2.0, "none": 0.0})
+    predictions = pq.read_table(sweep / "predictions.parquet")
+    rows = predictions.to_pylist()
+    for embedder, runs in selected_runs(read_results(sweep)).items():
+        ids = [run["run_id"] for run in runs]
+        found = case_level(predictions, ids, 4)
+        p, y = np.zeros((CASES, 4)), np.arange(CASES) % 4
+        for k in range(CASES):
+            for run_id in ids:
+                of_case = [r for r in rows if (r["run_id"], r["case_id"]) == (run_id, f"c{k}")]
+                own = [[r[f"p_{c}"] for c in range(4)] for r in of_case]
+                p[k] += np.mean(own, axis=0) / len(ids)
+        assert found.auc == pytest.approx(np.mean([roc_auc_score(y == c, p[:, c]) for c in range(4)]))
+        assert found.columns()["cases_per_class"] == "2/2/2/2"
+        assert found.columns()["case_auc_reliable"] is False
+        assert found.bootstrap is not None
+        assert found.chance is not None
+        assert found.bootstrap.low <= found.auc <= found.bootstrap.high
+        assert found.chance.low < 0.35
+        assert found.chance.high > 0.65
+        assert (found.auc > found.chance.high) == (embedder == "good")
+    with (write_report(sweep)["table2.csv"]).open() as file:
+        written = list(csv.DictReader(file))
+    assert {(row["embedder"], row["case_auc_reliable"]) for row in written} == {("good", "False"), ("none", "False")}
+    shown = " ".join(printed(table(sweep)).split())
+    assert "chance alone reaches an AUC from" in shown
+    assert "unreliable under 5 cases a class" in shown
