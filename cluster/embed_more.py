@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from cluster.embed_job import EmbedReport, embed_slides
 from cluster.job import EmbedOptions
@@ -11,6 +12,7 @@ from her2cache.cohort import Slide
 from her2cache.errors import WeightsMismatchError
 from her2cache.ingest import ReadOptions
 from her2cache.store.reader import FeatureStore, SpaceInfo
+from her2cache.store.schema import CommitRecord
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import TissueSettings
 
@@ -51,3 +53,18 @@ def inputs_of(space: SpaceInfo) -> tuple[Trunk, ReadOptions]:
             f" {expected[:12]}: the file was replaced; put the old one back, or embed the slide with `her2cache embed`"
         )
     return trunk, ReadOptions(patch=patch, tissue=TissueSettings(**space.document["tissue"]))
+
+
+def slide_of(record: CommitRecord) -> Slide:
+    """The row of a cohort table that a committed slide was embedded from, as far as its record tells."""
+    made = record.slide
+    regions = made.get("regions")
+    return Slide(
+        slide_id=record.slide_id,
+        case_id=record.slide_id,
+        path=Path(made["path"]),
+        stain="HE",
+        mpp=made["mpp"] if made.get("mpp_source") == "cohort" else None,
+        regions=Path(regions["path"]) if regions else None,
+        thresholds=tuple(made.get("thresholds", {}).items()),
+    )

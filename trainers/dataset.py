@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,7 +18,8 @@ class BagDataset(Dataset[tuple[Tensor, int]]):
     """Bags of one feature space, drawn fresh each epoch.
 
     Holds no features: an item is gathered from the store's memory maps when it is asked for, so workers of
-    a DataLoader share the page cache. It pickles, and opens its maps anew in each process.
+    a DataLoader share the page cache. It pickles without features, and each process opens its own maps, a bounded
+    number of them however many slides there are.
 
     Args:
         store: path of a feature store.
@@ -51,13 +50,12 @@ class BagDataset(Dataset[tuple[Tensor, int]]):
     ) -> None:
         opened = FeatureStore.open(store)
         info = opened.find_space(space)
-        self._store, self._key = str(store), info.key
         self._labels = dict(labels)
-        self._length, self._training, self._views = bags, training, info.views
-        counts = {slide: opened.record(slide, info.key).n_patches for slide in labels}
+        self._length, self._training = bags, training
+        self._maps = opened.maps(info, labels)
+        counts = {slide: views.n_patches for slide, views in self._maps.items()}
         self._sampler = BagSampler(counts, size, seed=seed, views=info.views, allow_replacement=allow_replacement)
         self._bags = self._draw(0)
-        self._maps: dict[tuple[str, int], NDArray[np.floating]] = {}
 
     def __len__(self) -> int:
         return self._length
@@ -73,7 +71,8 @@ class BagDataset(Dataset[tuple[Tensor, int]]):
             raise IndexError(f"bag {index} of {self._length}")
         slide = self._sampler.slides[self._bags.slide[index]]
         rows, views = self._bags.rows[index], self._bags.views[index]  # (size,), (size,)
-        parts = [self._map(slide, int(view))[rows[views == view]] for view in np.unique(views)]
+        maps = self._maps[slide]
+        parts = [maps[int(view)][rows[views == view]] for view in np.unique(views)]
         features = np.concatenate(parts).astype(np.float32)  # (size, dim)
         return torch.from_numpy(features), self._labels[slide]
 
@@ -81,15 +80,7 @@ class BagDataset(Dataset[tuple[Tensor, int]]):
         """Draws the bags of another epoch. With persistent DataLoader workers, call it before they start."""
         self._bags = self._draw(epoch)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": {}}
-
     def _draw(self, epoch: int) -> Bags:
         if self._training:
             return self._sampler.training(self._length, epoch)
         return self._sampler.fixed(self._length, "validation")
-
-    def _map(self, slide: str, view: int) -> NDArray[np.floating]:
-        if (slide, view) not in self._maps:
-            self._maps[slide, view] = FeatureStore.open(self._store).features(slide, self._key, view)
-        return self._maps[slide, view]

@@ -17,16 +17,14 @@ SlideFeatures = Mapping[str, Sequence[NDArray[np.floating]]]
 
 
 def stored_features(uri: str, space_key: str, slides: Iterable[str]) -> SlideFeatures:
-    """Memory maps of all stored views of some slides.
+    """All stored views of some slides, each mapped when it is asked for; see `FeatureStore.maps`.
 
     Raises:
-        StoreError: a slide is not committed in the space, or its bytes are not what was committed.
+        IncompleteSlideError: a slide is not committed in the space.
+        CorruptFeaturesError: its record is damaged. Bytes that are not what was committed raise it when they are
+            asked for.
     """
-    store = FeatureStore.open(uri)
-    return {
-        slide: [store.features(slide, space_key, view) for view in range(store.record(slide, space_key).views)]
-        for slide in slides
-    }
+    return FeatureStore.open(uri).maps(space_key, slides)
 
 
 class FeatureRows:
@@ -44,9 +42,8 @@ class FeatureRows:
     def __init__(
         self, features: SlideFeatures, slides: Sequence[str], rows: int, dtype: torch.dtype = torch.float32
     ) -> None:
-        # plain arrays over the maps: numpy's subclass for maps makes every small take twice as slow
-        self._tables = [[np.asarray(view) for view in features[slide]] for slide in slides]
-        first = self._tables[0][0]  # (patches, dim)
+        self._slides = [features[slide] for slide in slides]
+        first = self._slides[0][0]  # (patches, dim)
         self._stored = np.empty((rows, first.shape[1]), first.dtype)
         self._narrow = torch.from_numpy(self._stored)  # the same memory
         self._wide = torch.empty(self._narrow.shape, dtype=dtype)
@@ -57,10 +54,10 @@ class FeatureRows:
         for i, slide in enumerate(bags.slide.tolist()):
             start = 0
             # views ascend within a bag, so each is one run of rows
-            ends = bags.views[i].searchsorted(np.arange(1, len(self._tables[slide]) + 1)).tolist()
-            for table, end in zip(self._tables[slide], ends, strict=True):
-                if end > start:
-                    self._take(table, bags.rows[i, start:end], at=i * size + start)
+            ends = bags.views[i].searchsorted(np.arange(1, len(self._slides[slide]) + 1)).tolist()
+            for view, end in enumerate(ends):
+                if end > start:  # a view that no row is of is not even mapped
+                    self._take(slide, view, bags.rows[i, start:end], at=i * size + start)
                 start = end
         return self._convert(len(bags) * size).view(len(bags), size, -1)
 
@@ -69,10 +66,12 @@ class FeatureRows:
         step = len(self._stored)
         for start in range(0, len(rows), step):
             block = rows[start : start + step]
-            self._take(self._tables[slide][0], block, at=0)
+            self._take(slide, 0, block, at=0)
             yield self._convert(len(block))
 
-    def _take(self, table: NDArray[np.floating], rows: NDArray[np.int64], *, at: int) -> None:
+    def _take(self, slide: int, view: int, rows: NDArray[np.int64], *, at: int) -> None:
+        # a plain array over the map: numpy's subclass for maps makes every small take twice as slow
+        table = np.asarray(self._slides[slide][view])
         # of the ways to gather a few rows this is the one of least overhead; "clip" lets it write straight
         # into `out`. A row beyond the end cannot occur: bags are drawn below the number of patches
         table.take(rows, axis=0, out=self._stored[at : at + len(rows)], mode="clip")

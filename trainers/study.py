@@ -71,7 +71,7 @@ def open_study(experiment: Experiment) -> Study:
     """
     data, bags = experiment.data, experiment.bags
     store = FeatureStore.open(data.store)
-    spaces = _named([store.find_space(name) for name in data.embedders])
+    spaces = _named([store.find_space(name, views=data.views) for name in data.embedders])
     slides = read_cohort(Path(data.cohort)).with_stain(data.stain).slides
     left_out = _unusable(slides, store, spaces.values())
     used = [s for s in slides if s.slide_id not in left_out]

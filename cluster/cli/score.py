@@ -148,8 +148,11 @@ def _slides_named(targets: Sequence[str], models: SweepModels) -> list[Slide]:
     Raises:
         ConfigError: a target is none of these.
     """
+    from dataclasses import replace
+
     from cluster.cli.inputs import TABLES, slides_of
-    from her2cache.cohort import Slide, read_cohort
+    from cluster.embed_more import slide_of
+    from her2cache.cohort import read_cohort
 
     stain = models.experiment.data.stain
     if Path(targets[0]).suffix.lower() in TABLES:
@@ -166,8 +169,7 @@ def _slides_named(targets: Sequence[str], models: SweepModels) -> list[Slide]:
             (named,) = slides_of([path], stain)
             slide = by_path.get(path.resolve(), named)
         elif models.store.has(target, space_key):
-            embedded_from = Path(models.store.record(target, space_key).slide["path"])
-            slide = Slide(target, target, embedded_from, stain)
+            slide = replace(slide_of(models.store.record(target, space_key)), stain=stain)
         else:
             raise ConfigError(
                 f"{target} is neither a file on this machine nor a slide_id of the sweep's cohort or store;"

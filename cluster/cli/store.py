@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 
 from cluster.cli.output import Item, Outcome, count_of, err
 from cluster.cli.verb import verb
 from her2cache.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
+    from cluster.job import SlideOutcome
     from her2cache.cohort import Slide
     from her2cache.store.audit import Checked
     from her2cache.store.reader import FeatureStore
+
+_OTHER_BYTES = "another machine or version made them, or the cohort table gives the slide other thresholds"
 
 
 @click.group()
@@ -30,9 +37,7 @@ def info(uri: str) -> Outcome:
     from rich import box
     from rich.table import Table
 
-    from her2cache.store.reader import FeatureStore
-
-    opened = FeatureStore.open(uri)
+    opened = _open(uri)
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in ("embedder", "space"):
         shown.add_column(name, no_wrap=True)
@@ -41,13 +46,13 @@ def info(uri: str) -> Outcome:
     shown.add_column("weights")
     spaces: list[dict[str, Any]] = []
     for space in opened.spaces():
-        found = [opened.record(slide_id, space.key) for slide_id in opened.slides(space.key)]
+        found = [opened.record(slide_id, space) for slide_id in opened.slides(space)]
         patches = sum(record.n_patches for record in found)
         row: dict[str, Any] = {
             "name": space.name,
             "key": space.key,
             "slides": len(found),
-            "failed": sum(1 for _ in opened.failures(space.key)),
+            "failed": sum(1 for _ in opened.failures(space)),
             "patches": patches,
             "views": space.views,
             "dim": space.dim,
@@ -75,39 +80,34 @@ def info(uri: str) -> Outcome:
 @verb
 def ls(uri: str, space: str | None) -> Outcome:
     """List the slides of a store: patches, scale and where it came from, when and by what they were made."""
-    from rich import box
-    from rich.table import Table
-
-    from her2cache.store.reader import FeatureStore
-
-    opened = FeatureStore.open(uri)
+    opened = _open(uri)
     chosen = opened.spaces() if space is None else [opened.find_space(space)]
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    shown.add_column("slide", overflow="fold")
-    for name in ("embedder", "space"):
-        shown.add_column(name, no_wrap=True)
-    for name in ("patches", "left out", "MB", "mpp"):
-        shown.add_column(name, justify="right")
-    for name in ("mpp by", "made", "her2cache"):
-        shown.add_column(name)
-    slides: list[dict[str, Any]] = []
-    for found in chosen:
-        for slide_id in opened.slides(found.key):
-            record = opened.record(slide_id, found.key)
-            slides.append({"slide_id": slide_id, "embedder": found.name, "space": found.key, "record": vars(record)})
-            shown.add_row(
-                slide_id,
-                found.name,
-                found.key[:12],
-                f"{record.n_patches:,}",
-                f"{record.n_planned - record.n_patches:,}",
-                f"{record.bytes / 1e6:,.2f}",
-                f"{record.slide.get('mpp', float('nan')):.4g}",
-                str(record.slide.get("mpp_source", "")),
-                str(record.made.get("at", "")),
-                str(record.made.get("versions", {}).get("her2cache", "")),
-            )
-    return Outcome(extra={"slides": slides}, outputs={"store": opened.uri}, summary=[shown])
+    found = [(info, opened.record(slide_id, info)) for info in chosen for slide_id in opened.slides(info)]
+    columns = ("slide", "embedder", "space", "patches", "left out", "MB", "mpp", "mpp by", "made (UTC)", "her2cache")
+    rows = [
+        (
+            record.slide_id,
+            info.name,
+            info.key[:12],
+            f"{record.n_patches:,}",
+            f"{record.n_planned - record.n_patches:,}",
+            f"{record.bytes / 1e6:,.2f}",
+            f"{record.slide.get('mpp', float('nan')):.4g}",
+            str(record.slide.get("mpp_source", "")),
+            str(record.made.get("at", ""))[:16].replace("T", " "),
+            str(record.made.get("versions", {}).get("her2cache", "")),
+        )
+        for info, record in found
+    ]
+    slides = [
+        {"slide_id": record.slide_id, "embedder": info.name, "space": info.key, "record": vars(record)}
+        for info, record in found
+    ]
+    return Outcome(
+        extra={"slides": slides},
+        outputs={"store": opened.uri},
+        summary=[_table(columns, rows, numbers={"patches", "left out", "MB", "mpp"})] if rows else ["no slides yet"],
+    )
 
 
 @store.command()
@@ -115,16 +115,16 @@ def ls(uri: str, space: str | None) -> Outcome:
 @verb
 def verify(uri: str) -> Outcome:
     """Recompute every digest of a store from the bytes on disk."""
-    from her2cache.store.reader import FeatureStore
-
-    opened = FeatureStore.open(uri)
+    opened = _open(uri)
     checked = _verify(opened)
     bad = [c for c in checked if c.problem]
     patches = sum(c.n_patches for c in checked)
-    lines = [f"{count_of(len(checked), 'commit')} verified, {patches:,} patches: {len(bad)} damaged"]
+    commits = sum(bool(c.slide_id) for c in checked)
+    lines = [f"{count_of(commits, 'commit')} verified, {patches:,} patches: {len(bad) or 'nothing is'} damaged"]
     if bad:
-        lines.append(f"mend them with `her2cache store repair {uri}`")
-    return Outcome(items=_items(checked), outputs={"store": opened.uri}, summary=lines)
+        lines.append(f"mend them with `her2cache store repair {escape(uri)}`")
+    items = [Item(_name(c), "failed" if c.problem else "done", c.problem) for c in checked]
+    return Outcome(items=items, outputs={"store": opened.uri}, summary=lines)
 
 
 @store.command()
@@ -140,24 +140,37 @@ def repair(uri: str, cohort: Path | None, address: str) -> Outcome:
     The damaged commit records are kept under retired/.
     """
     from cluster.embed_more import embed_more, inputs_of
-    from cluster.pipeline import EmbedOptions
+    from cluster.job import EmbedOptions
+    from her2cache.cohort import read_cohort
     from her2cache.store.audit import retire
-    from her2cache.store.reader import FeatureStore
 
-    opened = FeatureStore.open(uri)
+    opened = _open(uri)
+    known = {slide.slide_id: slide for slide in read_cohort(cohort).slides} if cohort else {}
     bad = [c for c in _verify(opened) if c.problem]
-    items: list[Item] = []
-    for space in opened.spaces():
-        damaged = [c for c in bad if c.space_key == space.key]
-        slides = [_slide_of(opened, c, cohort) for c in damaged]
+    lost = {c.space_key for c in bad if not c.slide_id}  # what their slides were made with is not known
+    items = [Item(_name(c), "failed", c.problem) for c in bad if c.space_key in lost]
+    for space_key in sorted({c.space_key for c in bad} - lost):
+        space = opened.find_space(space_key)
+        slides: list[Slide] = []
+        before: dict[str, str] = {}
+        for c in (c for c in bad if c.slide_id and c.space_key == space_key):
+            try:
+                slide, before[c.slide_id] = _slide_of(opened, c, known.get(c.slide_id))
+                slides.append(slide)
+            except ConfigError as error:
+                items.append(Item(_name(c), "failed", str(error)))
         if slides:
             inputs_of(space)  # raises before anything is retired
-            for c in damaged:
-                retire(opened.records, c.space_key, c.slide_id)
+            for slide in slides:
+                retire(opened.records, space_key, slide.slide_id)
             report = embed_more(slides, space, opened, EmbedOptions(address=address))
-            items += [Item(f"{space.key[:12]}/{o.slide_id}", o.status, o.reason) for o in report.outcomes]
-    done = sum(item.status == "done" for item in items)
-    lines = [f"{done} of {count_of(len(bad), 'damaged commit')} embedded again"] if bad else ["nothing is damaged"]
+            items += [
+                Item(f"{space_key[:12]}/{o.slide_id}", o.status, o.reason or _difference(opened, o, space_key, before))
+                for o in report.outcomes
+            ]
+    done = [item for item in items if item.status == "done"]
+    lines = [f"{len(done)} of {count_of(len(bad), 'damaged record')} mended"] if bad else ["nothing is damaged"]
+    lines += [f"  {escape(f'{item.id}  {item.reason}'.rstrip())}" for item in done]
     return Outcome(items=items, outputs={"store": opened.uri}, summary=lines)
 
 
@@ -176,17 +189,34 @@ def repair(uri: str, cohort: Path | None, address: str) -> Outcome:
 def gc(uri: str, older_than: float, dry_run: bool) -> Outcome:
     """Remove what killed jobs left: attempts that no commit names."""
     from her2cache.store.audit import HOUR_S, collect_garbage
-    from her2cache.store.reader import FeatureStore
 
-    opened = FeatureStore.open(uri)
+    opened = _open(uri)
     removed = collect_garbage(opened.records, older_than_s=older_than * HOUR_S, dry_run=dry_run)
-    size = sum(size for _, size in removed)
     word = "would be removed" if dry_run else "removed"
+    lines = [f"{word}: {escape(str(path))}, {size / 1e6:,.1f} MB" for path, size in removed]
+    size = sum(size for _, size in removed)
+    older = f" that is older than {older_than:g} h" if older_than else ""
+    lines.append(
+        f"{count_of(len(removed), 'leftover')} {word}, {size / 1e6:,.1f} MB" if removed else f"nothing to remove{older}"
+    )
     return Outcome(
         items=[Item(str(path), "skipped" if dry_run else "done") for path, _ in removed],
+        outputs={"store": opened.uri},
         extra={"bytes": size},
-        summary=[f"{count_of(len(removed), 'attempt')} {word}, {size / 1e6:,.1f} MB"],
+        summary=lines,
     )
+
+
+def _open(uri: str) -> FeatureStore:
+    from cluster.cli.inputs import TABLES
+    from her2cache.store.reader import FeatureStore
+
+    if Path(uri).suffix.lower() in TABLES:
+        raise ConfigError(
+            f"{uri} is a cohort table, and this verb takes the store; `repair` takes both:"
+            f" her2cache store repair STORE --cohort {uri}"
+        )
+    return FeatureStore.open(uri)
 
 
 def _verify(opened: FeatureStore) -> list[Checked]:
@@ -201,29 +231,68 @@ def _verify(opened: FeatureStore) -> list[Checked]:
         return verify_store(opened.records, lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def _items(checked: list[Checked]) -> list[Item]:
-    return [Item(f"{c.space_key[:12]}/{c.slide_id}", "failed" if c.problem else "done", c.problem) for c in checked]
+def _name(checked: Checked) -> str:
+    return f"{checked.space_key[:12]}/{checked.slide_id}" if checked.slide_id else f"spaces/{checked.space_key[:12]}"
 
 
-def _slide_of(opened: FeatureStore, checked: Checked, cohort: Path | None) -> Slide:
-    """Where the file of a damaged slide is: by the cohort, else by its commit record.
+def _slide_of(opened: FeatureStore, checked: Checked, slide: Slide | None) -> tuple[Slide, str]:
+    """A damaged slide as the cohort has it, or else as its commit record says; and its digest, "" if unknown.
 
     Raises:
-        ConfigError: neither says.
+        ConfigError: the file is unknown, gone, or no longer the one that was embedded.
     """
-    from her2cache.cohort import Slide, read_cohort
-    from her2cache.errors import StoreError
+    from cluster.embed_more import slide_of
+    from her2cache.errors import SlideError, StoreError
+    from her2cache.ingest import selection_changed
+    from her2cache.slide import file_changed
 
-    if cohort is not None:
-        found = [s for s in read_cohort(cohort).slides if s.slide_id == checked.slide_id]
-        if found:
-            return found[0]
     try:
         record = opened.record(checked.slide_id, checked.space_key)
     except StoreError as error:
+        if slide is None:
+            raise ConfigError(
+                f"slide {checked.slide_id!r}: its commit record is damaged and does not say where the file is; name it"
+                " in a cohort table and give that with --cohort"
+            ) from error
+        return slide, ""
+    if slide is None:
+        slide = slide_of(record)
+    if not slide.path.is_file():
+        raise ConfigError(f"{slide.path} is gone; if it moved, name it in a cohort table and give that with --cohort")
+    if file_changed(slide.path, record.slide):
         raise ConfigError(
-            f"slide {checked.slide_id!r}: its commit record is damaged and does not say where the file is; name it in a"
-            " cohort table and give that with --cohort"
-        ) from error
-    override = record.slide["mpp"] if record.slide.get("mpp_source") == "cohort" else None
-    return Slide(checked.slide_id, checked.slide_id, Path(record.slide["path"]), "HE", mpp=override)
+            f"{slide.path} changed since it was embedded, so its old features cannot be made again; embed it anew with"
+            " `her2cache embed --replace`"
+        )
+    try:
+        changed = selection_changed(slide, record.slide)
+    except SlideError as error:
+        raise ConfigError(str(error)) from error
+    if changed:
+        raise ConfigError(
+            f"slide {checked.slide_id!r} was embedded with other regions or tissue thresholds than it has now; embed it"
+            " anew with `her2cache embed --replace`"
+        )
+    return slide, record.digest
+
+
+def _difference(opened: FeatureStore, outcome: SlideOutcome, space_key: str, before: dict[str, str]) -> str:
+    """What there is to say of the bytes of a slide that was embedded again."""
+    old = before[outcome.slide_id]
+    if outcome.status != "done" or not old or opened.record(outcome.slide_id, space_key).digest == old:
+        return ""
+    return f"not the bytes of before, {old[:12]}: {_OTHER_BYTES}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Container[str]) -> Text:
+    """A table of any length. rich would take a millisecond a row, to find out what it could fold."""
+    from rich.text import Text
+
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    signs = [">" if name in numbers else "<" for name in columns]
+    lines = [
+        "  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(cells, signs, widths, strict=True)).rstrip()
+        for cells in (columns, *rows)
+    ]
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    return Text.assemble((lines[0], "bold"), "\n", rule, "\n", "\n".join(lines[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -10,26 +11,32 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import zarr
-from zarr.errors import BaseZarrError
-
+from her2cache.embedder import canonical_json
 from her2cache.errors import CorruptFeaturesError, SchemaVersionError, StoreError
 from her2cache.ids import decode_slide_id
 from her2cache.store import chunks
 from her2cache.store.records import Records
-from her2cache.store.schema import CommitRecord, attempt_path, commit_path, features_digest
-from her2cache.store.writer import COORDS_CHUNK, features_chunk
+from her2cache.store.schema import (
+    COORDS_CHUNK,
+    CommitRecord,
+    attempt_path,
+    commit_path,
+    features_chunk,
+    parse_json,
+    space_path,
+    zarr_documents,
+)
 
 HOUR_S = 3600.0
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What became of a commit record under verification.
+    """What became of a commit record, or of a feature space's, under verification.
 
     Attributes:
-        space_key, slide_id: of the commit; the slide_id is the file's name where that is no encoded id.
+        space_key, slide_id: of the commit; the slide_id is the file's name where that is no encoded id, and "" where
+            the record is a feature space's.
         n_patches: by the record; 0 where it cannot be read.
         problem: what is wrong, "" when all is well.
     """
@@ -43,7 +50,7 @@ class Checked:
 def verify(
     records: Records, watch: Callable[[int, int], None] = lambda _done, _total: None, *, threads: int | None = None
 ) -> list[Checked]:
-    """Recomputes the digest of every committed slide from the bytes on disk.
+    """Recomputes the digest of every committed slide from the bytes on disk, and the key of every feature space.
 
     Args:
         records: of the store.
@@ -51,14 +58,17 @@ def verify(
         threads: slides checked at once; hashing lets other threads run. Default: one a core.
 
     Returns:
-        One a commit record, in the order of their paths.
+        One a commit record, in the order of their paths, and before them one a feature space that has a problem.
     """
     paths = records.list("commits")
-    results: list[Checked] = []
+    keys = {Path(path).stem for path in records.list("spaces")} | {path.split("/")[1] for path in paths}
+    results = [Checked(key, "", 0, problem) for key in sorted(keys) if (problem := _space_problem(records, key))]
+    done = 0
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for result in pool.map(lambda path: _check(records, path), paths):
             results.append(result)
-            watch(len(results), len(paths))
+            done += 1
+            watch(done, len(paths))
     return results
 
 
@@ -76,7 +86,7 @@ def retire(records: Records, space_key: str, slide_id: str) -> None:
 
 
 def collect_garbage(records: Records, *, older_than_s: float, dry_run: bool = False) -> list[tuple[Path, int]]:
-    """Removes attempts that no commit names and that nobody has written to for a while.
+    """Removes what killed writers left: attempts that no commit names, and records never linked to their name.
 
     Args:
         records: of the store.
@@ -84,28 +94,51 @@ def collect_garbage(records: Records, *, older_than_s: float, dry_run: bool = Fa
         dry_run: only say what would go.
 
     Returns:
-        The attempts, and the bytes of each.
+        What was removed, and the bytes of each.
 
     Raises:
         StoreError: a commit record cannot be read, so what it names is not known.
     """
-    named: set[str] = set()
+    found = sorted([*records.root.glob("attempts/*/*/*"), *records.staged()])  # before the commits that may name them
+    named: set[Path] = set()
     for path in records.list("commits"):
         try:
             record = CommitRecord.from_json(records.get(path) or b"", path)
         except (CorruptFeaturesError, SchemaVersionError) as error:
             raise StoreError(f"nothing was removed, for {error}") from error
-        named.add(attempt_path(record.slide_id, record.space_key, record.attempt))
+        named.add(records.root / attempt_path(record.slide_id, record.space_key, record.attempt))
     removed: list[tuple[Path, int]] = []
-    for attempt in sorted(records.root.glob("attempts/*/*/*")):
-        if attempt.relative_to(records.root).as_posix() in named:
+    for path in found:
+        if path in named:
             continue
-        size, newest = _weigh(attempt)
-        if time.time() - newest >= older_than_s:
-            removed.append((attempt, size))
+        size, newest = _weigh(path)
+        if newest and time.time() - newest >= older_than_s:
+            removed.append((path, size))
             if not dry_run:
-                shutil.rmtree(attempt, ignore_errors=True)
+                _remove(path)
     return removed
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _space_problem(records: Records, key: str) -> str:
+    """What is wrong with the record of a feature space, "" when nothing is."""
+    path = space_path(key)
+    remedy = "remove the file if it is there, and run the `her2cache embed` that made the space again"
+    data = records.get(path)
+    if data is None:
+        return f"{path} is gone, though slides are committed in the space; {remedy}"
+    try:
+        document = parse_json(data, path)["space"]
+        found = hashlib.sha256(canonical_json(document).encode()).hexdigest()
+    except (CorruptFeaturesError, KeyError, ValueError) as error:
+        return f"{path} is not a readable record ({type(error).__name__}); {remedy}"
+    return "" if found == key else f"{path} holds another feature space, {found[:12]}; {remedy}"
 
 
 def _check(records: Records, path: str) -> Checked:
@@ -114,9 +147,9 @@ def _check(records: Records, path: str) -> Checked:
     try:
         slide_id = decode_slide_id(stem)
         record = CommitRecord.from_json(records.get(path) or b"", path)
+        problem = "; ".join(_problems(records, path, record)).replace(f"{records.root}/", "")
     except Exception as error:  # noqa: BLE001 - whatever a damaged record raises is the finding
-        return Checked(space_key, stem, 0, str(error))
-    problem = "; ".join(_problems(records, path, record))
+        return Checked(space_key, stem, 0, f"{path}: {type(error).__name__}: {error}")
     return Checked(space_key, slide_id, record.n_patches, problem)
 
 
@@ -129,54 +162,52 @@ def _problems(records: Records, path: str, record: CommitRecord) -> Iterator[str
     if not folder.is_dir():
         yield f"{folder} is gone: a commit without data"
         return
-    try:
-        views = [
-            chunks.map_chunk(folder / features_chunk(view), record.n_patches, record.dim, record.dtype, verify=False)
-            for view in range(record.views)
-        ]
-        coords = chunks.map_chunk(folder / COORDS_CHUNK, record.n_patches, 2, np.int32, verify=False)
-    except CorruptFeaturesError as error:
-        yield str(error)
-        return
-    if features_digest(coords, views) != record.digest:
-        broken = [chunk for chunk in _chunks(record) if not _sums(folder / chunk)]
-        yield f"{folder}: the bytes are not those committed (checksum fails: {', '.join(broken) or 'nowhere'})"
+    digest, damaged = _read_through(folder, record)
+    yield from damaged
+    if not damaged and digest != record.digest:
+        yield f"{folder}: the bytes are not those committed, though their checksums are right"
     yield from _metadata_problems(folder, record)
 
 
-def _chunks(record: CommitRecord) -> list[str]:
-    return [COORDS_CHUNK, *(features_chunk(view) for view in range(record.views))]
+def _read_through(folder: Path, record: CommitRecord) -> tuple[str, list[str]]:
+    """Reads every chunk of an attempt.
 
-
-def _sums(path: Path) -> bool:
-    size = path.stat().st_size - chunks.CRC_BYTES
-    try:
-        chunks.map_chunk(path, 1, size, np.uint8, verify=True)
-    except CorruptFeaturesError:
-        return False
-    return True
+    Returns:
+        sha256 over coords (n_patches, 2), then each view (n_patches, dim), hex; and what is wrong with the chunks: one
+        is missing, has another size, or fails its checksum.
+    """
+    digest = hashlib.sha256()
+    problems: list[str] = []
+    views = [(features_chunk(view), record.dim, record.dtype) for view in range(record.views)]
+    for chunk, columns, dtype in [(COORDS_CHUNK, 2, "int32"), *views]:
+        try:
+            chunks.add_to(digest, folder / chunk, record.n_patches, columns, dtype)
+        except CorruptFeaturesError as error:
+            problems.append(str(error))
+    return digest.hexdigest(), problems
 
 
 def _metadata_problems(folder: Path, record: CommitRecord) -> Iterator[str]:
-    """Whether Zarr's own view of the attempt agrees with the record."""
-    try:
-        group = zarr.open_group(store=folder, mode="r")
-        found = {name: (array.shape, str(array.dtype)) for name, array in group.arrays()}
-    except (BaseZarrError, OSError, ValueError, KeyError) as error:
-        yield f"{folder}: the Zarr metadata cannot be read ({type(error).__name__}: {error})"
-        return
-    expected = {
-        "coords": ((record.n_patches, 2), "int32"),
-        "features": ((record.views, record.n_patches, record.dim), record.dtype),
-    }
-    if found != expected:
-        yield f"{folder}: the Zarr metadata says {found}, the record {expected}"
+    """Whether Zarr will read the attempt as it was written. Zarr itself would take milliseconds a slide to say so."""
+    for name, written in zarr_documents(
+        record.slide_id, record.space_key, record.n_patches, record.views, record.dim, record.dtype
+    ).items():
+        try:
+            found = parse_json((folder / name).read_bytes(), f"{folder}/{name}")
+        except OSError as error:
+            yield f"{folder}/{name}: the Zarr metadata cannot be read ({error.strerror})"
+        except CorruptFeaturesError:
+            yield f"{folder}/{name}: the Zarr metadata is damaged"
+        else:
+            for key, value in written.items():
+                if found.get(key) != value:
+                    yield f"{folder}/{name}: the Zarr metadata is damaged, {key} is {found.get(key)} instead of {value}"
 
 
 def _weigh(folder: Path) -> tuple[int, float]:
-    """Bytes under a folder, and when something in it was last written."""
-    size, newest = 0, folder.stat().st_mtime
-    for path in folder.rglob("*"):
+    """Bytes of a file or under a folder, and when something of it was last written; 0 when it is gone."""
+    size, newest = 0, 0.0
+    for path in (folder, *folder.rglob("*")):
         try:
             found = path.stat()
         except FileNotFoundError:

@@ -7,8 +7,10 @@ so its file is the rows themselves and four bytes of checksum, and can be writte
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
+from typing import Protocol
 
 import google_crc32c
 import numpy as np
@@ -18,6 +20,15 @@ from her2cache.errors import CorruptFeaturesError, StoreError
 
 CRC_BYTES = 4
 _BLOCK_BYTES = 8 << 20
+_ZEROS = bytes(1 << 20)
+
+_REMEDY = "the disk or a copy damaged it; run `her2cache store repair`"
+
+
+class Digest(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: memoryview, /) -> object: ...
 
 
 def reserve(path: Path, rows: int, columns: int, dtype: DTypeLike) -> np.memmap[tuple[int, int], np.dtype[np.float16]]:
@@ -34,8 +45,12 @@ def reserve(path: Path, rows: int, columns: int, dtype: DTypeLike) -> np.memmap[
     size = rows * columns * np.dtype(dtype).itemsize
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        with path.open("xb", buffering=0) as file:
             os.posix_fallocate(file.fileno(), 0, size + CRC_BYTES)
+            # zeros bring the file into the page cache in large pieces; without them every page that a row is
+            # scattered into would cost a fault and an entry in the file system's journal
+            for start in range(0, size, len(_ZEROS)):
+                file.write(memoryview(_ZEROS)[: size - start])
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StoreError(
@@ -56,19 +71,18 @@ def compact(rows: NDArray[np.float16], keep: NDArray[np.bool_]) -> int:
     return len(source)
 
 
-def seal(path: Path, size: int) -> None:
-    """Cuts a chunk file to `size` bytes, appends their crc32c, and flushes it to disk."""
+def seal(path: Path, size: int, digest: Digest) -> None:
+    """Cuts a chunk file to `size` bytes, adds them to a digest, and appends their crc32c. It is not yet flushed."""
     with path.open("r+b") as file:
         file.truncate(size)
-        crc = google_crc32c.value(np.memmap(path, np.uint8, mode="r", shape=(size,)))
+        rows = np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
+        crc = _sum(rows, digest)
         file.seek(size)
         file.write(crc.to_bytes(CRC_BYTES, "little"))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def map_chunk(path: Path, rows: int, columns: int, dtype: DTypeLike, *, verify: bool) -> NDArray[np.generic]:
-    """Maps a chunk file read-only.
+    """Maps a chunk file read-only. The map holds a file descriptor for as long as the array lives.
 
     Args:
         path: the file.
@@ -80,18 +94,55 @@ def map_chunk(path: Path, rows: int, columns: int, dtype: DTypeLike, *, verify: 
 
     Raises:
         CorruptFeaturesError: the file is missing, has another size, or fails its checksum.
+        StoreError: the process may open no more files, or make no more maps.
     """
-    size = rows * columns * np.dtype(dtype).itemsize
-    remedy = "the disk or a copy damaged it; run `her2cache store repair`"
+    whole = _map(path, rows * columns * np.dtype(dtype).itemsize)
+    if verify:
+        _compare(path, whole, google_crc32c.value(whole[:-CRC_BYTES]))
+    return whole[:-CRC_BYTES].view(dtype).reshape(rows, columns)
+
+
+def add_to(digest: Digest, path: Path, rows: int, columns: int, dtype: DTypeLike) -> None:
+    """Adds the rows of a chunk file to a digest, and compares them with their crc32c on the way.
+
+    Raises:
+        CorruptFeaturesError: the file is missing, has another size, or fails its checksum.
+    """
+    whole = _map(path, rows * columns * np.dtype(dtype).itemsize)
+    _compare(path, whole, _sum(whole[:-CRC_BYTES], digest))
+
+
+def _sum(rows: NDArray[np.uint8], digest: Digest) -> int:
+    """Adds bytes to a digest and returns their crc32c; they are read once, however large the file is."""
+    crc = 0
+    for start in range(0, len(rows), _BLOCK_BYTES):
+        block = rows[start : start + _BLOCK_BYTES]
+        crc = google_crc32c.extend(crc, block)
+        digest.update(block.data)
+    return crc
+
+
+def _map(path: Path, size: int) -> NDArray[np.uint8]:
+    """A whole chunk file, its checksum included, of which `size` bytes are rows."""
     try:
-        found = path.stat().st_size
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size + CRC_BYTES:
+                raise CorruptFeaturesError(f"{path} has {found} bytes instead of {size + CRC_BYTES}: {_REMEDY}")
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
-        raise CorruptFeaturesError(
-            f"{path} is gone ({error.strerror}) though its slide is committed: {remedy}"
-        ) from error
-    if found != size + CRC_BYTES:
-        raise CorruptFeaturesError(f"{path} has {found} bytes instead of {size + CRC_BYTES}: {remedy}")
-    whole = np.memmap(path, np.uint8, mode="r")
-    if verify and google_crc32c.value(whole[:size]) != int.from_bytes(whole[size:].tobytes(), "little"):
-        raise CorruptFeaturesError(f"{path} does not match its crc32c: {remedy}")
-    return whole[:size].view(dtype).reshape(rows, columns)
+        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            raise CorruptFeaturesError(
+                f"{path} is gone ({error.strerror}) though its slide is committed: {_REMEDY}"
+            ) from error
+        if error.errno in {errno.EMFILE, errno.ENOMEM}:
+            raise StoreError(
+                f"{path} cannot be mapped ({error.strerror}): this process holds too many maps of features; take them"
+                " from `FeatureStore.maps`, which keeps a bounded number, or raise the limit (`ulimit -n`)"
+            ) from error
+        raise StoreError(f"{path} cannot be read ({error}); check its permissions") from error
+
+
+def _compare(path: Path, whole: NDArray[np.uint8], crc: int) -> None:
+    if crc != int.from_bytes(whole[-CRC_BYTES:].tobytes(), "little"):
+        raise CorruptFeaturesError(f"{path} does not match its crc32c: {_REMEDY}")

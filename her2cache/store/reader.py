@@ -1,9 +1,10 @@
-"""Reading a feature store. Readers follow commit records only: what is not committed does not exist."""
+"""A feature store: its spaces, its slides, their features. What no commit record names does not exist."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from her2cache.embedder import FeatureSpace
 from her2cache.errors import IncompleteSlideError, StoreError
 from her2cache.ids import decode_slide_id
-from her2cache.store import chunks
+from her2cache.store.maps import SlideMaps, open_map
 from her2cache.store.records import Records
 from her2cache.store.schema import (
+    COORDS_CHUNK,
     STORE_RECORD,
     CommitRecord,
     FailureRecord,
@@ -25,15 +27,15 @@ from her2cache.store.schema import (
     check_schema,
     commit_path,
     failure_path,
+    features_chunk,
     parse_json,
     space_path,
     unreadable,
 )
-from her2cache.store.writer import COORDS_CHUNK, SlideShape, SlideWriter, features_chunk
+from her2cache.store.writer import SlideShape, SlideWriter
 from her2cache.units import Coords
 
-_checked: set[Path] = set()
-"""Chunk files whose crc32c this process has compared."""
+_SPACE_KEY = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,15 @@ class SpaceInfo:
     weights: str | None
 
 
+Space = SpaceInfo | str
+"""How a feature space is named: by itself, by its key or its beginning, or by the name of its embedder."""
+
+
 class FeatureStore:
     """A store of features. Use `open` to read, `create` to open or make one.
+
+    A feature space may be given as its `SpaceInfo`, its key, the beginning of its key, or the name of its embedder
+    where only one space has that; a `StoreError` says what there is when none fits.
 
     Attributes:
         uri: where it is.
@@ -111,18 +120,30 @@ class FeatureStore:
         found = [self._space(Path(path).stem) for path in self.records.list("spaces")]
         return sorted(found, key=lambda space: (space.name, space.key))
 
-    def find_space(self, name_or_key: str) -> SpaceInfo:
+    def find_space(self, name_or_key: str, *, views: int | None = None) -> SpaceInfo:
         """The feature space with an embedder's name, or a key or its beginning.
+
+        Args:
+            name_or_key: which.
+            views: number of views it must hold; any by default.
 
         Raises:
             StoreError: none fits, or several do.
         """
         spaces = self.spaces()
-        fits = [s for s in spaces if s.name == name_or_key or (len(name_or_key) >= 6 and s.key.startswith(name_or_key))]
+        named = [
+            s for s in spaces if s.name == name_or_key or (len(name_or_key) >= 6 and s.key.startswith(name_or_key))
+        ]
+        fits = [s for s in named if views in {None, s.views}]
         if len(fits) == 1:
             return fits[0]
-        if fits:
-            keys = ", ".join(s.key[:12] for s in fits)
+        if named:
+            keys = ", ".join(f"{s.key[:12]} (views: {s.views})" for s in fits or named)
+            if not fits:
+                raise StoreError(
+                    f"{self.uri} holds {name_or_key!r}, but not with views = {views}: {keys}; say the views that it"
+                    f" has, or run `her2cache embed --views {views}`"
+                )
             raise StoreError(
                 f"{self.uri}: {len(fits)} feature spaces are called {name_or_key!r}; name one by its key: {keys}"
             )
@@ -148,34 +169,38 @@ class FeatureStore:
 
     # -- slides
 
-    def slides(self, space_key: str) -> list[str]:
+    def slides(self, space: Space) -> list[str]:
         """Ids of the slides committed in a space, sorted."""
-        return sorted(decode_slide_id(Path(path).stem) for path in self.records.list(f"commits/{space_key}"))
+        return sorted(decode_slide_id(Path(path).stem) for path in self.records.list(f"commits/{self._key(space)}"))
 
-    def has(self, slide_id: str, space_key: str) -> bool:
+    def has(self, slide_id: str, space: Space) -> bool:
         """Whether a slide is committed in a space."""
-        return self.records.get(commit_path(slide_id, space_key)) is not None
+        return self.records.get(commit_path(slide_id, self._key(space))) is not None
 
-    def record(self, slide_id: str, space_key: str) -> CommitRecord:
-        """The commit record of a slide.
+    def record(self, slide_id: str, space: Space) -> CommitRecord:
+        """The commit record of a slide: counts, digest, and where the features came from.
 
         Raises:
             IncompleteSlideError: it is not committed.
+            CorruptFeaturesError: the record is damaged.
         """
-        path = commit_path(slide_id, space_key)
+        key = self._key(space)
+        path = commit_path(slide_id, key)
         data = self.records.get(path)
         if data is None:
             raise IncompleteSlideError(
-                f"slide {slide_id!r} has no features in space {space_key[:12]} of {self.uri}: it was not embedded,"
+                f"slide {slide_id!r} has no features in space {key[:12]} of {self.uri}: it was not embedded,"
                 " or failed (see failures/); run `her2cache embed`"
             )
         return CommitRecord.from_json(data, f"{self.uri}/{path}")
 
-    def features(self, slide_id: str, space_key: str, view: int = 0) -> NDArray[np.float16]:
+    def features(self, slide_id: str, space: Space, view: int = 0) -> NDArray[np.float16]:
         """Features of a slide, memory-mapped: processes of a machine share one page cache.
 
+        An array holds a file descriptor for as long as it lives; for many slides at once see `maps`.
+
         Args:
-            slide_id, space_key: which.
+            slide_id, space: which.
             view: 0 is the patch itself, higher ones are its augmented views.
 
         Returns:
@@ -185,24 +210,52 @@ class FeatureStore:
             IncompleteSlideError: the slide is not committed.
             CorruptFeaturesError: its bytes are not what was committed.
         """
-        record = self.record(slide_id, space_key)
+        record = self.record(slide_id, space)
         if not 0 <= view < record.views:
             raise StoreError(
                 f"slide {slide_id!r} has views 0 to {record.views - 1}, not {view}; embed with more --views"
             )
         return self._map(record, features_chunk(view), record.dim, record.dtype)  # pyright: ignore[reportReturnType]
 
-    def coords(self, slide_id: str, space_key: str) -> Coords:
-        """Level-0 (x, y) of the patches of a slide, memory-mapped read-only int32 (n_patches, 2)."""
-        return self._map(self.record(slide_id, space_key), COORDS_CHUNK, 2, "int32")  # pyright: ignore[reportReturnType]
+    def coords(self, slide_id: str, space: Space) -> Coords:
+        """Where the patches of a slide are, memory-mapped like its features.
+
+        Returns:
+            Level-0 (x, y) of each patch's corner, read-only int32 (n_patches, 2).
+
+        Raises:
+            IncompleteSlideError: the slide is not committed.
+            CorruptFeaturesError: its bytes are not what was committed.
+        """
+        return self._map(self.record(slide_id, space), COORDS_CHUNK, 2, "int32")  # pyright: ignore[reportReturnType]
+
+    def maps(self, space: Space, slides: Iterable[str] | None = None) -> SlideMaps:
+        """Features of many slides, each mapped when it is asked for, with a bounded number of open files.
+
+        Args:
+            space: which.
+            slides: which of its slides; all by default.
+
+        Returns:
+            slide_id -> its views -> read-only (n_patches, dim). Asking it for features raises
+            `CorruptFeaturesError` where their bytes are not what was committed.
+
+        Raises:
+            IncompleteSlideError: a slide is not committed.
+            CorruptFeaturesError: a commit record is damaged.
+        """
+        key = self._key(space)
+        records = [self.record(slide_id, key) for slide_id in (self.slides(key) if slides is None else slides)]
+        return SlideMaps(self.records.root, records, verify=self._verify == "once")
+
+    def _key(self, space: Space) -> str:
+        if isinstance(space, SpaceInfo):
+            return space.key
+        return space if _SPACE_KEY.fullmatch(space) else self.find_space(space).key
 
     def _map(self, record: CommitRecord, chunk: str, columns: int, dtype: str) -> NDArray[np.generic]:
-        path = self.records.root / attempt_path(record.slide_id, record.space_key, record.attempt) / chunk
-        verify = self._verify == "once" and path not in _checked
-        mapped = chunks.map_chunk(path, record.n_patches, columns, dtype, verify=verify)
-        if verify:
-            _checked.add(path)
-        return mapped
+        folder = self.records.root / attempt_path(record.slide_id, record.space_key, record.attempt)
+        return open_map(f"{folder}/{chunk}", record.n_patches, columns, dtype, verify=self._verify == "once")
 
     # -- writing
 
@@ -214,10 +267,11 @@ class FeatureStore:
         """Records why a slide has no features; the last reason counts."""
         self.records.put(failure_path(failure.slide_id, failure.space_key), failure.to_json())
 
-    def failures(self, space_key: str) -> Iterator[FailureRecord]:
+    def failures(self, space: Space) -> Iterator[FailureRecord]:
         """The failures of a space, without those of slides that were committed meanwhile."""
-        committed = set(self.slides(space_key))
-        for path in self.records.list(f"failures/{space_key}"):
+        key = self._key(space)
+        committed = set(self.slides(key))
+        for path in self.records.list(f"failures/{key}"):
             data = self.records.get(path)
             if data is not None and decode_slide_id(Path(path).stem) not in committed:
                 yield FailureRecord.from_json(data, f"{self.uri}/{path}")

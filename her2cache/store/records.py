@@ -1,15 +1,21 @@
-"""The small JSON records of a store, in a directory, through obstore: put once, read, list, delete."""
+"""The small JSON records of a store, in a directory: put once, read, list, delete."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 
 from her2cache.errors import StoreError
+
+_STAGED = "#"
+"""In the name of a record that is being written. No slide id has it, and obstore lists no file `...#<digits>`."""
 
 
 class Records:
@@ -34,38 +40,45 @@ class Records:
             ) from error
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Writes a record that must not exist yet, and flushes it to disk.
+        """Writes a record that must not exist yet.
+
+        It is on disk before it is there: a record is linked to its name only once its bytes are flushed, so not
+        even a power loss leaves half of one. The link is the compare-and-create.
 
         Returns:
             Whether it was written; False when there was one already, which stays as it is.
         """
+        target = self.root / path
         try:
-            obstore.put(self._store, path, data, mode="create")
+            if target.exists():
+                return False
+            with _staged(target, data) as staged:
+                os.link(staged, target)
             self._flush(path)
-        except AlreadyExistsError:
+        except FileExistsError:
             return False
-        except (BaseError, OSError) as error:
-            raise _unwritable(self.root / path, error) from error
+        except OSError as error:
+            raise _unwritable(target, error) from error
         return True
 
     def put(self, path: str, data: bytes) -> None:
         """Writes a record, over the one that may be there."""
+        target = self.root / path
         try:
-            obstore.put(self._store, path, data)
+            with _staged(target, data) as staged:
+                staged.replace(target)
             self._flush(path)
-        except (BaseError, OSError) as error:
-            raise _unwritable(self.root / path, error) from error
+        except OSError as error:
+            raise _unwritable(target, error) from error
 
     def get(self, path: str) -> bytes | None:
         """A record's bytes, or None when there is none."""
         try:
-            return bytes(obstore.get(self._store, path).bytes())
+            return (self.root / path).read_bytes()
         except FileNotFoundError:
             return None
-        except (BaseError, OSError) as error:
-            raise StoreError(
-                f"{self.root / path} cannot be read ({_first_line(error)}); check its permissions"
-            ) from error
+        except OSError as error:
+            raise StoreError(f"{self.root / path} cannot be read ({error}); check its permissions") from error
 
     def list(self, prefix: str) -> list[str]:
         """Paths of the records under a prefix, sorted."""
@@ -75,19 +88,39 @@ class Records:
         """Removes a record; nothing happens when there is none."""
         (self.root / path).unlink(missing_ok=True)
 
+    def staged(self) -> Iterator[Path]:
+        """Records that are being written, or that a killed process was writing."""
+        for pattern in ("*", "*/*", "*/*/*"):
+            yield from self.root.glob(f"{pattern}{_STAGED}*")
+
     def _flush(self, path: str) -> None:
-        """Flushes a record to disk; one that cannot be is taken back, for its writer will take it for unwritten."""
+        """Flushes a record's name to disk; one that cannot be is taken back: its writer will take it for unwritten."""
         try:
-            sync_up_to(self.root / path, self.root)
+            sync_up_to((self.root / path).parent, self.root)
         except OSError:
             self.delete(path)
             raise
 
 
-def _unwritable(path: Path, error: Exception) -> StoreError:
+@contextmanager
+def _staged(target: Path, data: bytes) -> Generator[Path]:
+    """A file of its own beside a record, with the record's bytes flushed to disk; gone at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.with_name(f"{target.name}{_STAGED}{uuid4().int}")
+    try:
+        with staged.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield staged
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
     return StoreError(
-        f"{path} cannot be written ({_first_line(error)}): the disk is full, or not writable; free some space or check"
-        " its permissions, and run the same command again"
+        f"{path} cannot be written ({error}): the disk is full, not writable, or knows no hard links;"
+        " free some space or check its permissions, and run the same command again"
     )
 
 
@@ -96,14 +129,18 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+def sync(path: Path) -> None:
+    """Flushes a file or a directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_up_to(path: Path, root: Path) -> None:
-    """Flushes a file, and the directories from it up to `root`, to disk."""
-    while True:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if path == root:
-            return
+    """Flushes a file or a directory, and those above it up to `root`, to disk."""
+    sync(path)
+    while path != root:
         path = path.parent
+        sync(path)

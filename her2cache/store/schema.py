@@ -12,7 +12,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import json
-from collections.abc import Iterable
+import struct
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, TypeVar, cast
 
@@ -25,6 +25,9 @@ from her2cache.ids import encode_slide_id
 from her2cache.units import Coords
 
 STORE_RECORD = "store.json"
+
+COORDS_CHUNK = "coords/c/0/0"
+"""Path of the coordinates within an attempt."""
 
 T = TypeVar("T")
 
@@ -43,6 +46,11 @@ def commit_path(slide_id: str, space_key: str) -> str:
 
 def failure_path(slide_id: str, space_key: str) -> str:
     return f"failures/{space_key}/{encode_slide_id(slide_id)}.json"
+
+
+def features_chunk(view: int) -> str:
+    """Path of the chunk of a view within an attempt."""
+    return f"features/c/{view}/0/0"
 
 
 @dataclass(frozen=True)
@@ -143,21 +151,47 @@ def row_order(slide_id: str, coords: Coords) -> NDArray[np.int64]:
     Returns:
         Permutation: row k of the store is patch `order[k]` of `coords`; int64 (n,).
     """
-    prefix = hashlib.blake2b(slide_id.encode() + b"\0", digest_size=16)
-    keys = np.empty((len(coords), 2), ">u8")
-    for key, xy in zip(keys, np.ascontiguousarray(coords, "<i4"), strict=True):
-        digest = prefix.copy()
-        digest.update(xy.tobytes())
-        key[:] = np.frombuffer(digest.digest(), ">u8")
+    begun = hashlib.blake2b(slide_id.encode() + b"\0", digest_size=16)
+    digests: list[bytes] = []
+    for (xy,) in struct.iter_unpack("8s", np.ascontiguousarray(coords, "<i4").tobytes()):
+        digest = begun.copy()
+        digest.update(xy)
+        digests.append(digest.digest())
+    keys = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2).astype(np.uint64)  # (n, 2), most significant first
     return np.lexsort((keys[:, 1], keys[:, 0]))
 
 
-def features_digest(coords: NDArray[Any], views: Iterable[NDArray[Any]]) -> str:
-    """sha256 over coords (n, 2) then each view (n, dim), C order, hex. They may be memory maps."""
-    digest = hashlib.sha256()
-    for array in (coords, *views):
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
+def zarr_documents(
+    slide_id: str, space_key: str, n_patches: int, views: int, dim: int, dtype: str
+) -> dict[str, dict[str, Any]]:
+    """The Zarr v3 metadata of an attempt: path within it -> document, as the specification has them.
+
+    Each array has one uncompressed chunk, or one a view, that ends in its crc32c.
+    """
+    return {
+        "zarr.json": {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {"slide_id": slide_id, "space_key": space_key},
+        },
+        "coords/zarr.json": _zarr_array([n_patches, 2], [n_patches, 2], "int32", 0),
+        "features/zarr.json": _zarr_array([views, n_patches, dim], [1, n_patches, dim], dtype, "NaN"),
+    }
+
+
+def _zarr_array(shape: list[int], chunk: list[int], dtype: str, fill: float | str) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill,
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "attributes": {},
+        "storage_transformers": [],
+    }
 
 
 def check_schema(document: dict[str, Any], path: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,27 +14,24 @@ from uuid import uuid4
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
 
 from her2cache.errors import IncompleteSlideError, StoreError
 from her2cache.store import chunks
-from her2cache.store.records import Records, sync_up_to
+from her2cache.store.records import Records, sync
 from her2cache.store.schema import (
+    COORDS_CHUNK,
     CommitRecord,
     attempt_path,
     commit_path,
     failure_path,
-    features_digest,
+    features_chunk,
     row_order,
+    zarr_documents,
 )
 from her2cache.units import Coords
 
-COORDS_CHUNK = "coords/c/0/0"
-
-
-def features_chunk(view: int) -> str:
-    """Path of the chunk of a view within an attempt."""
-    return f"features/c/{view}/0/0"
+_FLUSHES = 4
+"""Files flushed to disk at once: a file system commits them together."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ class SlideWriter:
             ok: bool (n,); a False row is left out of the store and counted as failed.
         """
         rows = self._rank[start : start + len(ok)]  # (n,)
+        good = slice(None) if ok.all() else ok
         for mapped, view in zip(self._views, features, strict=True):
-            mapped[rows[ok]] = view[ok]
+            mapped[rows[good]] = view[good]
         self._written[rows] = True
         self._failed[rows[~ok]] = True
 
@@ -137,26 +138,36 @@ class SlideWriter:
         return "committed"
 
     def _finish(self, made: dict[str, Any]) -> CommitRecord:
-        """Turns the attempt into what its record says, flushed to disk and read back."""
+        """Turns the attempt into what its record says: failed rows cut out, summed from the files, flushed to disk."""
         shape, keep = self._shape, ~self._failed
         coords = shape.coords[self._order][keep]  # (n_patches, 2)
         n_patches = len(coords)
-        for view, mapped in enumerate(self._views):
-            if not keep.all():
+        if not keep.all():
+            for mapped in self._views:
                 chunks.compact(mapped, keep)
-            mapped.flush()
-            chunks.seal(self._folder / features_chunk(view), n_patches * shape.dim * mapped.itemsize)
         self._views = []
-        written = chunks.reserve(self._folder / COORDS_CHUNK, n_patches, 2, np.int32)
-        written[:] = coords
-        written.flush()
-        chunks.seal(self._folder / COORDS_CHUNK, coords.nbytes)
-        _describe(self._folder, shape, coords)
+        digest = hashlib.sha256()
+        self._write_coords(coords, digest)
+        files = [self._folder / features_chunk(view) for view in range(shape.views)]
+        size = n_patches * shape.dim * np.dtype(shape.dtype).itemsize
+        with ThreadPoolExecutor(1) as summing, ThreadPoolExecutor(_FLUSHES) as flushing:
+            # the disk is slow, and so is sha256: neither waits for the other, nor for the metadata
+            sealed = [summing.submit(chunks.seal, file, size, digest) for file in files]
+            flushed = [flushing.submit(sync, file) for file in files]
+            _describe(self._folder, shape, coords)
+            others = {self._folder, *self._folder.rglob("*")} - {*files}
+            above = [self._folder.parents[k] for k in range(4)]  # up to the root of the store
+            flushed += [flushing.submit(sync, path) for path in (*others, *above)]
+            for file, done in zip(files, sealed, strict=True):
+                done.result()
+                flushed.append(flushing.submit(sync, file))  # what its checksum changed
+            for flush in flushed:
+                flush.result()
         return CommitRecord(
             space_key=shape.space_key,
             slide_id=shape.slide_id,
             attempt=self.attempt,
-            digest=self._digest(n_patches),
+            digest=digest.hexdigest(),
             n_patches=n_patches,
             views=shape.views,
             dim=shape.dim,
@@ -167,15 +178,10 @@ class SlideWriter:
             made=made,
         )
 
-    def _digest(self, n_patches: int) -> str:
-        """Digest of what lies on disk, read back through the checks every reader makes."""
-        shape = self._shape
-        views = [
-            chunks.map_chunk(self._folder / features_chunk(view), n_patches, shape.dim, shape.dtype, verify=True)
-            for view in range(shape.views)
-        ]
-        coords = chunks.map_chunk(self._folder / COORDS_CHUNK, n_patches, 2, np.int32, verify=True)
-        return features_digest(coords, views)
+    def _write_coords(self, coords: Coords, digest: chunks.Digest) -> None:
+        path = self._folder / COORDS_CHUNK
+        chunks.reserve(path, len(coords), 2, np.int32)[:] = coords
+        chunks.seal(path, coords.nbytes, digest)
 
     def discard(self) -> None:
         """Removes the attempt, unless it is committed.
@@ -188,29 +194,15 @@ class SlideWriter:
 
 
 def _describe(folder: Path, shape: SlideShape, coords: Coords) -> None:
-    """Writes the Zarr metadata of an attempt, checks it against the chunk files, and flushes the lot."""
-    n_patches = len(coords)
-    group = zarr.create_group(store=folder, attributes={"slide_id": shape.slide_id, "space_key": shape.space_key})
-    _add_array(group, "coords", (n_patches, 2), (n_patches, 2), "int32", 0)
-    whole, chunk = (shape.views, n_patches, shape.dim), (1, n_patches, shape.dim)
-    _add_array(group, "features", whole, chunk, shape.dtype, float("nan"))
-    found = zarr.open_group(store=folder, mode="r")["coords"]
-    if not isinstance(found, zarr.Array) or not np.array_equal(np.asarray(found[:]), coords):
+    """Writes the Zarr metadata of an attempt, and checks that zarr reads the chunk files by it."""
+    documents = zarr_documents(shape.slide_id, shape.space_key, len(coords), shape.views, shape.dim, shape.dtype)
+    for name, document in documents.items():
+        (folder / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    group = zarr.open_group(store=folder, mode="r")
+    found, features = group["coords"], group["features"]
+    if (
+        not (isinstance(found, zarr.Array) and isinstance(features, zarr.Array))
+        or features.shape != (shape.views, len(coords), shape.dim)
+        or not np.array_equal(np.asarray(found[:]), coords)
+    ):
         raise StoreError(f"{folder} does not read back through zarr: the disk is failing; run the same command again")
-    for path in sorted(folder.rglob("*"), reverse=True):
-        sync_up_to(path, path)
-    sync_up_to(folder, folder.parents[3])
-
-
-def _add_array(
-    group: zarr.Group, name: str, shape: tuple[int, ...], chunk: tuple[int, ...], dtype: str, fill: float
-) -> None:
-    """An uncompressed array whose chunks end in their crc32c; its chunk files lie there already."""
-    group.create_array(
-        name,
-        shape=shape,
-        chunks=tuple(max(1, n) for n in chunk),
-        dtype=dtype,
-        compressors=[Crc32cCodec()],
-        fill_value=fill,
-    )

@@ -23,6 +23,7 @@ from cluster import pipeline
 from cluster.actors import remote_reader
 from cluster.batching import fixed_batching
 from cluster.embed_job import EmbedReport, embed_slides
+from cluster.embed_more import slide_of
 from cluster.job import EmbedOptions, Progress
 from her2cache.backbones import AlexNetEmbedder, Trunk, load_trunk
 from her2cache.cohort import Slide
@@ -286,6 +287,7 @@ class TestWhichPatches:
         assert report.left_out == {"undecodable": 0, "blurred": 20}
         assert (report.outcomes[1].reason, report.outcomes[1].patches) == ("20 blurred patches left out", 20)
         assert (store.coords("soft", key)[:, 0] >= 480).all()
+        assert slide_of(store.record("small", key)) == replace(chosen, case_id="small")
 
         draw(500)
         for changed in (chosen, slides[0], replace(chosen, thresholds=())):

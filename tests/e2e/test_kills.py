@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from her2cache.store.audit import collect_garbage, verify
 from her2cache.store.reader import FeatureStore
-from tests.processes import descendants, eventually, kill, title
+from tests.processes import descendants, eventually, kill, marked, title
 from tests.slides import texture, write_slide
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
+MARK = "HER2CACHE_TEST_JOB"
+"""Variable in the environment of a job and of every process below it."""
 
 SLIDES, VICTIMS = 6, ("driver", "ray::Reader", "ray::Embed", "ray::Writer")
 
@@ -31,11 +38,17 @@ def start(slides: list[Path], store: Path) -> subprocess.Popen[bytes]:
     """`her2cache embed` as a user starts it, with every process below it."""
     command = [sys.executable, "-c", "from cluster.cli.main import main; main()", "embed", *map(str, slides)]
     options = ["--store", str(store), "--embedder", "alexnet-random", "--max-attempts", "6"]
-    return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with log_of(store).open("ab") as log:
+        return subprocess.Popen([*command, *options], stdout=log, stderr=log, env={**os.environ, MARK: str(store)})
 
 
-def finish(slides: list[Path], store: Path) -> int:
-    return start(slides, store).wait(timeout=300)
+def log_of(store: Path) -> Path:
+    return store.with_suffix(".log")
+
+
+def finish(slides: list[Path], store: Path) -> None:
+    """Runs a job to its end, which must be a good one."""
+    assert start(slides, store).wait(timeout=300) == 0, log_of(store).read_text()
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -60,29 +73,32 @@ def strike(job: subprocess.Popen[bytes], victim: str, rng: random.Random) -> boo
     return bool(found)
 
 
-def rounds(n: int, slides: list[Path], folder: Path) -> None:
+def rounds(n: int, slides: list[Path], folder: Path) -> dict[str, int]:
     """Each round: a new store, a job struck once, the same command again, and the uninterrupted store's digests."""
-    assert finish(slides, folder / "whole") == 0
+    finish(slides, folder / "whole")
     expected = digests(folder / "whole")
     assert len(expected) == SLIDES
-    rng, struck = random.Random(n), 0
+    rng, struck = random.Random(n), Counter[str]()
     for k in range(n):
         store = folder / f"round{k}"
         job = start(slides, store)
-        struck += strike(job, VICTIMS[k % len(VICTIMS)], rng)
+        victim = VICTIMS[k % len(VICTIMS)]
+        struck[victim] += strike(job, victim, rng)
         job.wait(timeout=300)
+        assert eventually(lambda: not marked(MARK, str(store)), 60), f"round {k}: processes outlive their job"  # noqa: B023
         if (store / "store.json").exists():
             opened = FeatureStore.open(store)
             bad = [c for c in verify(opened.records) if c.problem]
             assert not bad, f"round {k}: a killed job left a store that lies: {bad}"
-        assert finish(slides, store) == 0, f"round {k}"
+        finish(slides, store)
         opened = FeatureStore.open(store)
         assert digests(store) == expected, f"round {k}"
         collect_garbage(opened.records, older_than_s=0)
         attempts = [path for path in (store / "attempts").glob("*/*/*") if path.is_dir()]
         assert len(attempts) == SLIDES, f"round {k}: orphans are left after gc"
         assert not [c for c in verify(opened.records) if c.problem], f"round {k}"
-    assert struck >= n // 2, "most jobs ended before they were struck: this test shows nothing"
+    assert struck.total() >= n // 2, "most jobs ended before they were struck: this test shows nothing"
+    return dict(struck)
 
 
 @pytest.mark.slow
@@ -92,4 +108,7 @@ def test_four_rounds(slides: list[Path], tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_thirty_rounds(slides: list[Path], tmp_path: Path) -> None:
-    rounds(30, slides, tmp_path)
+    started = time.monotonic()
+    struck = rounds(30, slides, tmp_path)
+    report = {"rounds": 30, "struck": struck, "slides": SLIDES, "seconds": round(time.monotonic() - started)}
+    (RESULTS / "soak_kills.json").write_text(json.dumps(report, indent=2) + "\n")

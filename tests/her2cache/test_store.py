@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -427,8 +431,13 @@ class TestStore:
         assert store.find_space("b").key == other
         assert store.find_space(one[:6]).key == one
         assert store.find_space(two).key == two
+        assert store.find_space("a", views=2).key == two
+        with pytest.raises(StoreError, match="not with views = 3"):
+            store.find_space("a", views=3)
         with pytest.raises(StoreError, match="2 feature spaces are called 'a'"):
             store.find_space("a")
+        with pytest.raises(StoreError, match="2 feature spaces are called 'a'"):
+            store.slides("a")
         for unknown in ("c", other[:5], "", other + "0"):
             with pytest.raises(StoreError, match="no feature space"):
                 store.find_space(unknown)
@@ -442,6 +451,22 @@ class TestStore:
         assert (store.slides(one), store.slides(two)) == (["s"], ["r", "s"])
         assert (store.features("s", one) != store.features("s", two)).any()
         np.testing.assert_array_equal(store.coords("s", one), store.coords("s", two))  # rows of spaces align
+
+    def test_a_space_is_named_as_one_likes(self, store: FeatureStore) -> None:
+        key = store.add_space(space("a"))
+        filled(store, "s", key).commit({})
+        store.add_failure(FailureRecord(key, "t", "DecodeError", "broken", "", 1, "2026-01-01"))
+        for name in (key, key[:6], "a", store.find_space("a")):
+            assert store.slides(name) == ["s"]
+            assert store.has("s", name)
+            assert store.record("s", name).space_key == key
+            np.testing.assert_array_equal(store.features("s", name), store.features("s", key))
+            np.testing.assert_array_equal(store.coords("s", name), store.coords("s", key))
+            assert list(store.maps(name)) == ["s"]
+            assert [f.slide_id for f in store.failures(name)] == ["t"]
+        for read in (store.slides, store.maps, lambda name: store.features("s", name)):
+            with pytest.raises(StoreError, match=r"no feature space 'b', only: a \("):
+                read("b")
 
 
 class TestFullDisk:
@@ -496,6 +521,133 @@ class TestFullDisk:
         (small_disk / "filler").unlink()
         assert filled(store, "s", key, n=200).commit({}) == ("lost" if outcome else "committed")
         assert store.slides(key) == ["first", "s"]
+
+
+class TestRecords:
+    def test_a_record_is_on_disk_before_it_has_its_name(
+        self, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the kernel is told: the bytes are flushed, then linked, then the folders above are flushed."""
+        told: list[tuple[str, str]] = []
+        fsync, link = os.fsync, os.link
+
+        def watched_fsync(descriptor: int) -> None:
+            target = Path(f"/proc/self/fd/{descriptor}").readlink()
+            told.append(("fsync", str(target.relative_to(store.uri))))
+            fsync(descriptor)
+
+        def watched_link(source: Path, target: Path) -> None:
+            told.append(("link", str(target.relative_to(store.uri))))
+            link(source, target)
+
+        monkeypatch.setattr(os, "fsync", watched_fsync)
+        monkeypatch.setattr(os, "link", watched_link)
+        assert store.records.put_new("commits/k/s.json", b"{}")
+        (first, staged), *rest = told
+        assert first == "fsync"
+        assert staged.startswith("commits/k/s.json#")
+        assert rest == [("link", "commits/k/s.json"), ("fsync", "commits/k"), ("fsync", "commits"), ("fsync", ".")]
+        assert list(files_under(Path(store.uri) / "commits")) == ["k/s.json"]
+
+    def test_of_many_writers_at_once_one_wins_and_its_bytes_are_whole(self, store: FeatureStore) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            for k in range(20):
+                contents = [bytes([writer]) * 100_000 for writer in range(8)]
+                won = list(pool.map(lambda data, k=k: store.records.put_new(f"x/{k}.json", data), contents))
+                assert won.count(True) == 1
+                assert store.records.get(f"x/{k}.json") == contents[won.index(True)]
+        assert store.records.list("x") == sorted(f"x/{k}.json" for k in range(20))
+        assert list(store.records.staged()) == []
+
+    def test_a_record_that_was_never_linked_is_invisible(self, store: FeatureStore, key: str) -> None:
+        filled(store, "s", key).commit({})
+        (staged,) = [Path(store.uri) / f"commits/{key}/t.json#{2**127}"]
+        staged.write_bytes(b"{")
+        assert store.slides(key) == ["s"]
+        assert list(store.records.staged()) == [staged]
+
+    def test_putting_replaces_whole(self, store: FeatureStore) -> None:
+        store.records.put("x/a.json", b"long" * 100)
+        store.records.put("x/a.json", b"short")
+        assert store.records.get("x/a.json") == b"short"
+        assert list(store.records.staged()) == []
+
+
+_WRITER = """
+import sys
+import numpy as np
+from her2cache.store.reader import FeatureStore
+from tests.her2cache.test_store import drawn, shape_of
+store, key = FeatureStore.open(sys.argv[1]), sys.argv[2]
+for line in sys.stdin:
+    slide_id, n = line.split()[0], int(line.split()[1])
+    writer = store.writer(shape_of(slide_id, key, n))
+    writer.write(0, drawn(n, seed=7)[:, : n // 2], np.ones(n // 2, np.bool_))
+    print("half", flush=True)
+    sys.stdin.readline()
+    writer.write(n // 2, drawn(n, seed=7)[:, n // 2 :], np.ones(n - n // 2, np.bool_))
+    print("commits", flush=True)
+    print(writer.commit({"by": "the one that slept"}), flush=True)
+"""
+
+
+class TestSleepingWriter:
+    """A real process, stopped with SIGSTOP while it writes or commits, and woken after another has committed."""
+
+    N = 3000
+
+    @pytest.fixture
+    def sleeper(self, store: FeatureStore, key: str) -> Iterator[subprocess.Popen[str]]:
+        command = [sys.executable, "-c", _WRITER, store.uri, key]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+        yield process
+        process.kill()
+        process.communicate()
+
+    @staticmethod
+    def tell(process: subprocess.Popen[str], line: str) -> None:
+        assert process.stdin is not None
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+
+    @staticmethod
+    def hear(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
+
+    def test_it_changes_nothing(self, store: FeatureStore, key: str, sleeper: subprocess.Popen[str]) -> None:
+        root, rng, outcomes = Path(store.uri), random.Random(0), list[str]()
+        for k in range(12):
+            slide_id = f"s{k}"
+            self.tell(sleeper, f"{slide_id} {self.N}")
+            assert self.hear(sleeper) == "half"
+            if k >= 2:  # else it sleeps with half of its rows written
+                self.tell(sleeper, "go on")
+                assert self.hear(sleeper) == "commits"
+                time.sleep(rng.uniform(0, 0.015))  # somewhere in the commit, mostly
+            sleeper.send_signal(signal.SIGSTOP)
+            ours = filled(store, slide_id, key, n=self.N, seed=k).commit({"by": "its replacement"})
+            record = root / f"commits/{key}/{slide_id}.json"
+            before, data = record.read_bytes(), files_under(attempt_folder(store, slide_id, key))
+            sleeper.send_signal(signal.SIGCONT)
+            if k < 2:
+                self.tell(sleeper, "go on")
+                assert self.hear(sleeper) == "commits"
+            theirs = self.hear(sleeper)
+            assert {ours, theirs} == {"committed", "lost"}
+            assert record.read_bytes() == before
+            assert files_under(attempt_folder(store, slide_id, key)) == data
+            assert [p.name for p in (root / "attempts" / slide_id / key).iterdir()] == [
+                json.loads(before)["attempt"]  # the loser took its attempt away
+            ]
+            seed = k if ours == "committed" else 7
+            expected = drawn(self.N, seed=seed)[0, expected_order(slide_id, planned(self.N))]
+            np.testing.assert_array_equal(store.features(slide_id, key), expected)
+            outcomes.append(theirs)
+        assert outcomes[:2] == ["lost", "lost"]
+        assert list(store.records.staged()) == []
 
 
 class TestChunks:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from her2cache.errors import CohortError
+from her2cache.errors import CohortError, StoreError
 from tests.planted import DIM, PATCHES, VIEWS, planted_store
 from trainers.config import Experiment, read_experiment
 from trainers.features import stored_features
@@ -44,6 +44,14 @@ def test_every_configuration_meets_every_fold_and_space(project: Path) -> None:
     ids = [[i for plan in plans for i in plan.run_ids()] for plans in (whole, stacked, single)]
     assert ids[0] == ids[1] == ids[2]
     assert len(set(ids[0])) == 80
+
+
+def test_the_space_must_hold_the_views_that_are_asked_for(project: Path) -> None:
+    (project / "views.toml").write_text(EXPERIMENT.replace("[splits]", f"views = {VIEWS}\n[splits]"))
+    assert {s.views for s in open_study(read_experiment(project / "views.toml")).spaces.values()} == {VIEWS}
+    (project / "views.toml").write_text(EXPERIMENT.replace("[splits]", "views = 8\n[splits]"))
+    with pytest.raises(StoreError, match=r"not with views = 8: .*\(views: 2\).*embed --views 8"):
+        open_study(read_experiment(project / "views.toml"))
 
 
 def test_slides_that_cannot_be_used_are_named_and_left_out_of_every_space(project: Path) -> None:

@@ -1,0 +1,113 @@
+"""Feature maps of many slides: opened when they are asked for, and only so many at a time."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from her2cache.store import chunks
+from her2cache.store.schema import CommitRecord, attempt_path, features_chunk
+
+_KERNEL_MAPS = 16_384
+"""A quarter of the maps that Linux grants a process (vm.max_map_count, 65,530 by default)."""
+
+_checked: set[str] = set()
+"""Chunk files whose crc32c this process has compared."""
+
+
+def open_map(path: str, rows: int, columns: int, dtype: str, *, verify: bool) -> NDArray[np.generic]:
+    """Maps a chunk file read-only, (rows, columns); its checksum is compared the first time in a process.
+
+    Raises:
+        CorruptFeaturesError: the file is not what was committed.
+        StoreError: the process may open no more files, or make no more maps.
+    """
+    verify = verify and path not in _checked
+    mapped = chunks.map_chunk(Path(path), rows, columns, dtype, verify=verify)
+    if verify:
+        _checked.add(path)
+    return mapped
+
+
+def most_kept() -> int:
+    """How many maps a process keeps open: half of the files that it may open, and of maps what the kernel grants."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _KERNEL_MAPS if files == resource.RLIM_INFINITY else min(max(1, files // 2), _KERNEL_MAPS)
+
+
+_kept_map = lru_cache(maxsize=most_kept())(open_map)
+"""`open_map` for all `SlideMaps` of the process: those used last stay open."""
+
+
+@dataclass(frozen=True)
+class SlideViews(Sequence[NDArray[np.floating[Any]]]):
+    """The stored views of a slide; view 0 is the patches themselves. A view is mapped when it is asked for.
+
+    Attributes:
+        folder: of the attempt.
+        n_patches, dim, dtype: of a view, (n_patches, dim).
+        views: how many there are.
+        verify: whether checksums are compared.
+    """
+
+    folder: str
+    n_patches: int
+    dim: int
+    dtype: str
+    views: int
+    verify: bool
+
+    def __len__(self) -> int:
+        return self.views
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.floating[Any]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[np.floating[Any]]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.floating[Any]] | list[NDArray[np.floating[Any]]]:
+        if isinstance(index, slice):
+            return [self[view] for view in range(self.views)[index]]
+        chunk = features_chunk(range(self.views)[index])  # raises where there is no such view
+        path = f"{self.folder}/{chunk}"
+        return _kept_map(path, self.n_patches, self.dim, self.dtype, verify=self.verify)  # pyright: ignore[reportReturnType]
+
+
+class SlideMaps(Mapping[str, SlideViews]):
+    """slide_id -> its views, for slides of one space. Nothing is mapped before it is asked for.
+
+    An open map takes a file descriptor and one of the maps that the kernel grants a process; ten thousand slides of
+    eight views would need more of both than a process usually has. So the maps used last stay open, as many as
+    `most_kept` says for the whole process, and the others are opened again when they are asked for. An array
+    that someone holds stays valid all the same.
+
+    It pickles without features.
+    """
+
+    def __init__(self, root: Path, records: Sequence[CommitRecord], *, verify: bool) -> None:
+        self._slides = {
+            r.slide_id: SlideViews(
+                folder=f"{root}/{attempt_path(r.slide_id, r.space_key, r.attempt)}",
+                n_patches=r.n_patches,
+                dim=r.dim,
+                dtype=r.dtype,
+                views=r.views,
+                verify=verify,
+            )
+            for r in records
+        }
+
+    def __getitem__(self, slide_id: str) -> SlideViews:
+        return self._slides[slide_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slides)
+
+    def __len__(self) -> int:
+        return len(self._slides)
