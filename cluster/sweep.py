@@ -20,10 +20,10 @@ from her2cache.errors import SweepError
 from trainers.config import Experiment, read_experiment
 from trainers.fit import FitPlan, failed_runs
 from trainers.ledger import Run, has_run, read_run
-from trainers.report import write_report
+from trainers.report import write_csv, write_report
 from trainers.selection import select
 from trainers.splits import write_splits
-from trainers.study import Study, assess_selected, open_study
+from trainers.study import Study, assess_selected, fit_baselines, open_study
 from trainers.tables import write_predictions, write_results, write_runs
 
 _PACKAGES = ("her2cache", "numpy", "torch", "ray", "scikit-learn", "pyarrow", "zarr")
@@ -113,10 +113,11 @@ def run_sweep(
     tested = assess_selected(study, selected, out / "checkpoints")
     write_results(tested, study.splits.test, experiment.classification, out / "results.parquet")
     write_predictions(tested, study.splits.test, out / "predictions.parquet")
+    write_csv(out / "baselines.csv", [baseline.row() for baseline in fit_baselines(study)])
     seconds = time.perf_counter() - start
     _write_environment(out, study, options, {"started": started, "seconds": round(seconds, 1)})
     names = ("experiment.toml", "environment.json", "splits.csv", "runs.parquet", "results.parquet")
-    written = {name: out / name for name in (*names, "predictions.parquet")} | write_report(out)
+    written = {name: out / name for name in (*names, "predictions.parquet", "baselines.csv")} | write_report(out)
     warnings = (*study.splits.warnings, *(f"slide {s} left out: {why}" for s, why in study.left_out.items()))
     return SweepReport(runs, resumed, study.left_out, warnings, written, seconds)
 

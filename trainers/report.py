@@ -136,7 +136,7 @@ def table(sweep_dir: Path) -> Table:
     shown.caption = (
         f"\nPaper protocol: every bag of a test slide counts; slide level: one prediction a slide.\n{CI_CAPTION}.\n"
         "Case level: the folds' models together, and the 95 % bootstrap of cases within their class"
-        f"{_caveat(cases.values())}.\n{_chance(cases.values())}{_test_set(sweep_dir, classes)}."
+        f"{_caveat(cases.values())}.\n{_baselines(sweep_dir)}{_chance(cases.values())}{_test_set(sweep_dir, classes)}."
     )
     shown.caption_justify = "left"
     return shown
@@ -175,6 +175,21 @@ def write_report(sweep_dir: Path) -> dict[str, Path]:
 def _cases(sweep_dir: Path, selected: Mapping[str, Sequence[Row]], classes: int) -> dict[str, CaseLevel]:
     predictions = _read(sweep_dir, "predictions.parquet")
     return {e: case_level(predictions, [run["run_id"] for run in runs], classes) for e, runs in selected.items()}
+
+
+def _baselines(sweep_dir: Path) -> str:
+    """A sentence on the baselines; none where the sweep has no file of them."""
+    path = sweep_dir / "baselines.csv"
+    if not path.exists():
+        return ""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    parts: list[str] = []
+    for (name,), own in _group(rows, "baseline"):
+        aucs = [f"{float(r['test_auc']):.2f}" if r["test_auc"] else "undefined" for r in own]
+        whose = [f"{auc} ({escape(r['embedder'])})" if r["embedder"] else auc for auc, r in zip(aucs, own, strict=True)]
+        parts.append(f"{name} {', '.join(whose)}")
+    return f"Baselines, case-level AUC by logistic regression: {'; '.join(parts)}.\n"
 
 
 def _with_range(case: CaseLevel) -> str:

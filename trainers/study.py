@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from her2cache.bags import BagSampler
 from her2cache.cohort import Slide, read_cohort
-from her2cache.errors import CohortError, ConfigError
+from her2cache.errors import CohortError, ConfigError, StoreError
 from her2cache.store.reader import FeatureStore, SpaceInfo
 from trainers.assessment import Assessment, assess
+from trainers.baselines import Baseline, baselines, mean_features
 from trainers.config import Experiment
 from trainers.features import stored_features
 from trainers.fit import FitPlan
@@ -99,6 +104,24 @@ def assess_selected(study: Study, selected: dict[str, list[Run]], checkpoints: P
             model = TrainedModel.load(checkpoints / f"{run.run_id}.safetensors", space_key=space_key)
             found.append((run, assess(model, features, slides, sampler, e.bags.test)))
     return found
+
+
+def fit_baselines(study: Study) -> list[Baseline]:
+    """The baselines on the study's own splits. Features of test slides are read here as well.
+
+    A space that cannot be read has none; its fits have said so.
+    """
+    store, slides = FeatureStore.open(study.experiment.data.store), study.splits.slides
+    ids = [s.slide_id for s in slides]
+    pooled: dict[str, NDArray[np.float64]] = {}
+    for name, space in study.spaces.items():
+        with suppress(StoreError):
+            pooled[name] = mean_features(store.maps(space.key, ids), slides)
+    first = next(iter(study.spaces.values()))
+    colours = [store.record(slide_id, first.key).made.get("colour") for slide_id in ids]
+    known = np.array(colours, np.float64) if all(colours) else None  # features made elsewhere come without
+    classes = len(study.experiment.classification.classes)
+    return baselines(pooled, known, study.splits, classes, seed=study.experiment.splits.seed)
 
 
 def _named(spaces: Sequence[SpaceInfo]) -> dict[str, SpaceInfo]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from cluster.cli.sweep import init, sweep
 from cluster.resources import ray_session
@@ -20,6 +23,7 @@ from her2cache.store.reader import FeatureStore
 from tests.planted import planted_store
 from trainers.config import read_experiment
 from trainers.model import TrainedModel
+from trainers.report import table
 from trainers.study import open_study
 
 EXPERIMENT = """\
@@ -79,14 +83,14 @@ def command(*arguments: object) -> Result:
 def tables(out: Path) -> dict[str, bytes]:
     """Everything that must not depend on how a sweep came about; times do."""
     runs = pq.read_table(out / "runs.parquet").drop_columns(["seconds"])
-    names = ("results.parquet", "predictions.parquet", "table2.csv", "splits.csv")
+    names = ("results.parquet", "predictions.parquet", "baselines.csv", "table2.csv", "splits.csv")
     return {name: (out / name).read_bytes() for name in names} | {"runs": str(runs.to_pylist()).encode()}
 
 
 def test_the_files_of_a_sweep(done: SweepReport, project: Path) -> None:
     out = project / "sweep"
     names = {"experiment.toml", "environment.json", "splits.csv", "runs.parquet", "results.parquet"}
-    names |= {"predictions.parquet", "table2.csv", "roc.csv", "roc.png"}
+    names |= {"predictions.parquet", "baselines.csv", "table2.csv", "roc.csv", "roc.png"}
     assert set(done.written) == names
     assert {p.name for p in out.iterdir()} == names | {"ledger", "checkpoints"}
     assert (out / "experiment.toml").read_text() == EXPERIMENT
@@ -111,6 +115,16 @@ def test_the_signal_is_found_where_it_is(done: SweepReport, project: Path) -> No
         auc[row["embedder"]].append(row["bag_auc"])
     assert np.mean(auc["good"]) > 0.75
     assert 0.2 < np.mean(auc["poor"]) < 0.8
+
+
+def test_baselines_stand_beside_it(done: SweepReport, project: Path) -> None:
+    with (project / "sweep" / "baselines.csv").open() as file:
+        rows = {(row["baseline"], row["embedder"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {(name, e) for name in ("mean-pooled features", "permuted labels") for e in ("good", "poor")}
+    assert {(row["test_cases"], row["cv_cases"]) for row in rows.values()} == {("4", "12")}
+    shown = StringIO()
+    Console(width=400, file=shown).print(table(project / "sweep"))
+    assert "Baselines, case-level AUC by logistic regression: mean-pooled features" in shown.getvalue()
 
 
 def test_only_the_chosen_configuration_is_tested(done: SweepReport, project: Path) -> None:
