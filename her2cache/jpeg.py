@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 _END = b"\xff\xd9"
 _RESTARTS = range(0xD0, 0xD8)
@@ -20,30 +19,47 @@ _HOLE = bytes(32)
 
 
 def damage(data: bytes, jpegtables: bytes | None = None, jpegheader: bytes | None = None) -> str | None:
-    """Why the data of a segment cannot be whole, or None where nothing shows.
+    """Why the data of a segment cannot be whole, or None where nothing shows; see `Inspector`."""
+    return Inspector(jpegtables, jpegheader).damage(data)
 
-    Args:
-        data: a JPEG stream; or with `jpegheader`, a part of one between restart markers.
-        jpegtables: tables that the stream leaves out.
-        jpegheader: the head of the stream that `data` is a part of.
-    """
-    end = data.rfind(_END)
-    if end < 0:
-        if not (data[-2:-1] == b"\xff" and data[-1] in _RESTARTS):
-            return "its JPEG data breaks off"
-        end = len(data)
-    head = _shared_head(jpegheader) if jpegheader else _head(data)
-    if not head.length:
-        return "its JPEG header is broken"
-    start = 0 if jpegheader else head.length
-    while end > start and data[end - 1] == 0xFF:  # fill bytes
-        end -= 1
-    if head.one_pass and _MARKER.search(data, start, end):
-        return "its JPEG data has a marker amid the pixels"
-    zeros_mean_flat = head.zeros_mean_flat and _shared_head(jpegtables or b"").zeros_mean_flat
-    if not zeros_mean_flat and data.find(_HOLE, start, end) >= 0:
-        return "its JPEG data has a hole"
-    return None
+
+class Inspector:
+    """Looks at the segments of one level."""
+
+    def __init__(self, jpegtables: bytes | None = None, jpegheader: bytes | None = None) -> None:
+        """Takes what the segments share.
+
+        Args:
+            jpegtables: tables that the streams leave out.
+            jpegheader: the head of the stream that the segments are parts of, between restart markers.
+        """
+        self._zeros_mean_flat = _head(jpegtables or b"").zeros_mean_flat
+        self._shared = _head(jpegheader) if jpegheader else None
+        self._last, self._last_head = b"", _Head()  # one writer's segments begin alike
+
+    def damage(self, data: bytes) -> str | None:
+        """Why the data of a segment cannot be whole, or None where nothing shows."""
+        goes_on = data[-2:-1] == b"\xff" and data[-1] in _RESTARTS
+        end = -1 if goes_on and self._shared is not None else data.rfind(_END)
+        if end < 0:
+            if not goes_on:
+                return "its JPEG data breaks off"
+            end = len(data)
+        head, start = self._shared, 0
+        if head is None:
+            if not (self._last and data.startswith(self._last)):
+                self._last_head = _head(data)
+                self._last = data[: self._last_head.length]
+            head, start = self._last_head, self._last_head.length
+        if not head.length:
+            return "its JPEG header is broken"
+        while end > start and data[end - 1] == 0xFF:  # fill bytes
+            end -= 1
+        if head.one_pass and _MARKER.search(data, start, end):
+            return "its JPEG data has a marker amid the pixels"
+        if not (head.zeros_mean_flat and self._zeros_mean_flat) and data.find(_HOLE, start, end) >= 0:
+            return "its JPEG data has a hole"
+        return None
 
 
 @dataclass
@@ -82,9 +98,6 @@ def _head(stream: bytes) -> _Head:
             head.length, head.one_pass = stop, payload[0] == components
             break
     return head
-
-
-_shared_head = lru_cache(maxsize=16)(_head)
 
 
 def _zeros_end_blocks(tables: bytes) -> bool:

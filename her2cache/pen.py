@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from her2cache.hsv import to_hsv, within_hues
+from her2cache.hsv import Channel, where, within_hues
 from her2cache.pieces import drop_small
 from her2cache.units import BoolImage, RgbImage
 
@@ -38,10 +38,13 @@ def find_pen(image: RgbImage, pixel_um: float) -> BoolImage:
     Returns:
         bool (height, width).
     """
-    hue, saturation, value = to_hsv(image)
+    ink = drop_small(where(image, _is_ink), LEAST_UM2 / pixel_um**2)
+    steps = round(MARGIN_UM / pixel_um)
+    return np.asarray(ndimage.binary_dilation(ink, iterations=steps), np.bool_) if steps and ink.any() else ink
+
+
+def _is_ink(hue: Channel, saturation: Channel, value: Channel) -> BoolImage:
     ink = value <= BLACK
     for low, high, least in INKS.values():
         ink |= within_hues(hue, low, high) & (saturation >= least)
-    ink = drop_small(ink, LEAST_UM2 / pixel_um**2)
-    steps = round(MARGIN_UM / pixel_um)
-    return np.asarray(ndimage.binary_dilation(ink, iterations=steps), np.bool_) if steps and ink.any() else ink
+    return ink

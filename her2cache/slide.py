@@ -11,27 +11,27 @@ import hashlib
 import logging
 import math
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tifffile.tifffile import jpeg_decode_colorspace
 from tiffslide import TiffSlide
 
 from her2cache import jpeg
+from her2cache.canvas import WHITE, SegmentGrid
 from her2cache.errors import DecodeError, MissingMppError, SlideOpenError
 from her2cache.overview import average
-from her2cache.tiling import SegmentGrid
+from her2cache.shelf import Shelf, open_shelf
 from her2cache.tissue import Overview
 from her2cache.units import MPP_RANGE, RgbImage
-
-KEEP_PX = 64_000_000
-"""A level up to this size stays decoded (192 MB) when the overview had to decode it anyway, so that a
-slide of a single level is not decoded twice."""
 
 _RGB, _YCBCR = 2, 6  # TIFF tag PhotometricInterpretation
 _JPEG = 7  # TIFF tag Compression
@@ -68,13 +68,14 @@ class SlideReader:
         self.size: tuple[int, int] = self.level_sizes[0]
         self.downsamples = tuple(_downsample(self.size, size) for size in self.level_sizes)
         self.decoded = [0] * len(self._pages)
-        self._kept: dict[tuple[int, int], RgbImage | str | None] = {}
+        self._kept: Shelf | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._kept.clear()
+        if self._kept is not None:
+            self._kept.close()
         self._slide.close()
 
     @property
@@ -112,41 +113,49 @@ class SlideReader:
             rows=math.ceil(height / segment_height),
         )
 
-    def segments(self, level: int, indices: NDArray[np.int64]) -> Iterator[tuple[int, RgbImage | str | None]]:
+    def decode(
+        self, level: int, indices: NDArray[np.int64], place: Callable[[int], RgbImage]
+    ) -> Iterator[tuple[int, str | None]]:
         """Decodes segments of a level.
 
         Args:
             level: index of the level.
             indices: indices of segments in the level's grid, row by row.
+            place: gives the array that a segment's pixels go into, uint8 (height, width, 3), contiguous. Those
+                outside the level are left as they are; a segment that the file leaves out, or that cannot be decoded,
+                is white.
 
         Yields:
-            (index, pixels): uint8 (height, width, 3); None for a segment the file leaves out; the reason,
-            a str, for one that cannot be decoded.
+            (index, reason): None, or why the segment cannot be decoded; in any order.
         """
         wanted: list[int] = []
         for index in indices.tolist():
-            if (level, index) in self._kept:
-                yield index, self._kept.pop((level, index))
+            if self._kept is not None and (level, index) in self._kept:
+                yield index, self._kept.take((level, index), place(index))
             else:
                 wanted.append(index)
         page = self._pages[level]
         offsets, counts = page.dataoffsets, page.databytecounts
         present = [i for i in wanted if i < len(offsets) and i < len(counts)]
         for index in set(wanted) - set(present):
+            place(index)[:] = WHITE
             yield index, "the file's index of segments is too short"
         if not present:
             return
         file = page.parent.filehandle
-        tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in _JPEGS else {}
+        decode = _decoder(page)
         places = [offsets[i] for i in present], [counts[i] for i in present]
         for data, index in file.read_segments(*places, indices=present, lock=file.lock):
+            pixels, reason = place(index), None
             if data is None:
-                yield index, None
-            elif len(data) < counts[index]:
-                yield index, "the file ends before its segment does"
+                pixels[:] = WHITE
             else:
-                self.decoded[level] += 1
-                yield index, _decode(page, data, index, tables)
+                whole = len(data) == counts[index]
+                reason = decode(data, index, pixels) if whole else "the file ends before its segment does"
+                self.decoded[level] += whole
+                if reason is not None:
+                    pixels[:] = WHITE
+            yield index, reason
 
     def overview(self, mpp: float, level0_mpp: float, *, reread: int | None = None) -> Overview:
         """A picture of the whole slide at about a scale.
@@ -161,10 +170,11 @@ class SlideReader:
         fine = [k for k, downsample in enumerate(self.downsamples) if downsample * level0_mpp <= mpp]
         level = max(fine, key=lambda k: self.downsamples[k], default=0)
         step = max(1, round(mpp / (self.downsamples[level] * level0_mpp)))
-        width, height = self.level_sizes[level]
-        keep = level == reread and width * height <= KEEP_PX
-        segments = self._decode_level(level, keep=keep)
-        image, undecodable = average(segments, self.segment_grid(level), (width, height), step)
+        grid = self.segment_grid(level)
+        if level == reread:
+            self._kept = open_shelf(grid.rows * grid.columns * grid.height * grid.width * 3, self.path)
+        segments = self._decode_level(level, grid, self._kept if level == reread else None)
+        image, undecodable = average(segments, grid, self.level_sizes[level], step)
         return Overview(image, undecodable, self.downsamples[level] * step)
 
     def thumbnail(self, max_px: int) -> tuple[RgbImage, float]:
@@ -179,13 +189,15 @@ class SlideReader:
         box = (0, 0, min(columns * downsample / reached, width), min(rows * downsample / reached, height))
         return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BOX, box=box)), downsample
 
-    def _decode_level(self, level: int, *, keep: bool) -> Iterator[tuple[int, RgbImage | str | None]]:
-        grid = self.segment_grid(level)
+    def _decode_level(
+        self, level: int, grid: SegmentGrid, shelf: Shelf | None
+    ) -> Iterator[tuple[int, RgbImage, str | None]]:
+        pixels = np.empty((grid.height, grid.width, 3), np.uint8)
         for start in range(0, grid.rows * grid.columns, grid.columns):
-            for index, pixels in self.segments(level, np.arange(start, start + grid.columns)):
-                if keep:
-                    self._kept[level, index] = pixels
-                yield index, pixels
+            for index, reason in self.decode(level, np.arange(start, start + grid.columns), lambda _: pixels):
+                if shelf is not None:
+                    shelf.put((level, index), pixels, reason)
+                yield index, pixels, reason
 
 
 def open_slide(path: Path) -> SlideReader:
@@ -321,13 +333,44 @@ def require_readable(path: Path, failed: int, planned: int, share: float, reason
         )
 
 
-def _decode(page: Any, data: bytes, index: int, tables: dict[str, bytes | None]) -> RgbImage | str:
-    if page.compression == _JPEG and (reason := jpeg.damage(data, **tables)):
-        return reason
-    try:
-        return page.decode(data, index, **tables, _fullsize=page.is_tiled)[0][0, :, :, :3]
-    except Exception as error:  # noqa: BLE001 - codecs raise what they like; the reason is recorded
-        return f"{type(error).__name__}: {error}"
+def _decoder(page: Any) -> Callable[[bytes, int, RgbImage], str | None]:
+    """A function of a segment's data, its index and its place; it returns why the data cannot be decoded."""
+    tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in _JPEGS else {}
+    is_tiled, decode = page.is_tiled, page.decode
+    inspector = jpeg.Inspector(**tables) if page.compression == _JPEG else None
+    decode_jpeg = _jpeg_decoder(page) if inspector and is_tiled and page.samplesperpixel == 3 else None
+
+    def decode_into(data: bytes, index: int, place: RgbImage) -> str | None:
+        if inspector is not None and (reason := inspector.damage(data)):
+            return reason
+        try:
+            if decode_jpeg is not None:
+                decode_jpeg(data, out=place)
+                return None
+        except Exception:  # noqa: BLE001 - not of the segments' size, perhaps: tifffile knows what to do then
+            pass
+        try:
+            pixels = decode(data, index, **tables, _fullsize=is_tiled)[0][0, :, :, :3]
+        except Exception as error:  # noqa: BLE001 - codecs raise what they like; the reason is recorded
+            return f"{type(error).__name__}: {error}"
+        place[: len(pixels), : pixels.shape[1]] = pixels
+        return None
+
+    return decode_into
+
+
+def _jpeg_decoder(page: Any) -> Callable[..., object]:
+    """What tifffile calls for a tile of JPEG, which takes the array that the pixels go into."""
+    colours = jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif)
+    return partial(
+        imagecodecs.jpeg_decode,
+        bitspersample=page.bitspersample,
+        tables=page.jpegtables,
+        header=page.jpegheader,
+        colorspace=colours[0],
+        outcolorspace=colours[1],
+        shape=(page.tilelength, page.tilewidth),
+    )
 
 
 def _check_page(path: Path, level: int, page: Any, axes: str) -> None:

@@ -1,13 +1,14 @@
 """From a tissue mask to patch coordinates, and from decoded segments to patches.
 
-A plan is pure geometry. Reading goes down the slide one row of patches at a time, on a canvas that holds
-the rows of segments under it: a segment is decoded, pasted and dropped, and patches are cut out of the
-canvas. So each segment is decoded once, and memory follows the width of the slide, never its area.
+A plan is pure geometry. Reading goes down the slide one row of patches at a time, on a canvas that holds the
+rows of segments under it: segments are decoded into it, and patches are cut out of it. So each segment is
+decoded once, and memory follows the width of the slide, never its area.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -16,14 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from her2cache.canvas import Canvas, SegmentGrid
 from her2cache.errors import ConfigError, EmptyPlanError
 from her2cache.pyramid import ReadPlan
 from her2cache.regions import Regions
 from her2cache.tissue import TissueMask
 from her2cache.units import Coords, PatchBatch, RgbImage
-
-WHITE = 255
-"""A segment that a file leaves out (sparse) is glass, and glass is white."""
 
 
 @dataclass(frozen=True)
@@ -137,23 +136,15 @@ def plan_patches(
     )
 
 
-@dataclass(frozen=True)
-class SegmentGrid:
-    """How a level is cut into segments: sizes in level px, counts of segments."""
-
-    width: int
-    height: int
-    columns: int
-    rows: int
-
-
 class SegmentSource(Protocol):
     """Anything that decodes the segments of a level (slide.SlideReader does)."""
 
     def segment_grid(self, level: int) -> SegmentGrid: ...
 
-    def segments(self, level: int, indices: NDArray[np.int64]) -> Iterator[tuple[int, RgbImage | str | None]]:
-        """Yields (index, pixels); None for a sparse segment, the reason for one that cannot be decoded."""
+    def decode(
+        self, level: int, indices: NDArray[np.int64], place: Callable[[int], RgbImage]
+    ) -> Iterator[tuple[int, str | None]]:
+        """Decodes segments, each into its place; yields (index, why it cannot be decoded or None)."""
         ...
 
 
@@ -187,105 +178,81 @@ def read_blocks(source: SegmentSource, plan: PatchPlan, size: int) -> Iterator[D
     """
     level = plan.read.level
     grid = source.segment_grid(level)
-    crops = _crops(plan.boxes)  # (n, 4)
-    canvas = _Canvas(grid, crops)
-    decoded = np.zeros(grid.rows * grid.columns, np.bool_)
+    crops = whole_pixels(plan.boxes)  # (n, 4)
+    strips = _strips(plan, size)
+    canvas = Canvas(grid, crops)
+    memory = _Memory(plan, min(size, len(plan)))
+    block = memory.block(0)
     broken: dict[int, str] = {}
-    block = DecodedBlock(0, np.empty(0, np.uint8), np.empty(0, np.bool_), [])
-    for start, stop in _strips(plan, size):
-        if start % size == 0:
-            count = min(size, len(plan) - start)
-            patches = np.empty((count, plan.patch_px, plan.patch_px, 3), np.uint8)
-            block = DecodedBlock(start, patches, np.ones(count, np.bool_), [])
-        strip = crops[start:stop]
-        under = _segments_under(strip, grid)
-        missing = under[~decoded[under]]
-        decoded[missing] = True
-        for index, pixels in source.segments(level, missing):
-            canvas.paste(index, pixels)
-            if isinstance(pixels, str):
-                broken[index] = pixels
+    for (start, stop), missing in zip(pairwise(strips), _needed(crops, grid, strips), strict=True):
+        if start == block.start + len(block.ok):
+            block = memory.block(start)
+        decoded = source.decode(level, missing, canvas.place)
+        broken |= {index: reason for index, reason in decoded if reason is not None}
         place = slice(start - block.start, stop - block.start)
         if plan.read.factor == 1:
-            canvas.cut(strip, block.patches[place])
+            canvas.cut(crops[start:stop], block.patches[place])
         else:
-            _resample_all(canvas, strip, plan.boxes[start:stop], block.patches[place])
-        for index in [k for k in under.tolist() if k in broken] if broken else ():
-            x = index % grid.columns * grid.width
-            on_it = (strip[:, 0] < x + grid.width) & (strip[:, 2] > x)
-            if on_it.any():
-                block.ok[place] &= ~on_it
-                block.reasons.append(broken[index])
+            _resample_all(canvas, crops[start:stop], plan.boxes[start:stop], block.patches[place])
+        broken = {k: reason for k, reason in broken.items() if (k // grid.columns + 1) * grid.height > crops[start, 1]}
+        for index, reason in broken.items():
+            on_it = _overlap(crops[start:stop], grid, index)
+            block.ok[place] &= ~on_it
+            block.reasons.extend([reason] if on_it.any() else [])
         if stop == block.start + len(block.ok):
             yield block
 
 
-def _strips(plan: PatchPlan, size: int) -> Iterator[tuple[int, int]]:
-    """Runs of a plan (start, stop) that lie in one row of the grid and in one block."""
+def _strips(plan: PatchPlan, size: int) -> list[int]:
+    """Bounds of the runs of a plan that lie in one row of the grid and in one block."""
     rows = np.flatnonzero(np.diff(plan.grid[:, 1], prepend=-1, append=-1))
-    return pairwise(np.union1d(rows, np.arange(0, len(plan), size)).tolist())
+    return np.union1d(rows, np.arange(0, len(plan), size)).tolist()
 
 
-def _segments_under(crops: NDArray[np.int64], grid: SegmentGrid) -> NDArray[np.int64]:
-    """Indices of the segments under a row of windows, in file order."""
-    columns = {c for x0, x1 in crops[:, ::2].tolist() for c in range(x0 // grid.width, -(-x1 // grid.width))}
-    y0, y1 = crops[0, 1::2].tolist()
-    rows = np.arange(y0 // grid.height, -(-y1 // grid.height))
-    return (rows[:, None] * grid.columns + np.array(sorted(columns))).ravel()
+def _needed(crops: NDArray[np.int64], grid: SegmentGrid, strips: list[int]) -> list[NDArray[np.int64]]:
+    """Indices of the segments that each strip of windows lies on and none before it, in file order."""
+    x0, y0 = crops[:, 0] // grid.width, crops[:, 1] // grid.height
+    x1, y1 = -(-crops[:, 2] // grid.width) - 1, -(-crops[:, 3] // grid.height) - 1
+    strip = np.repeat(np.arange(len(strips) - 1), np.diff(strips))  # of each window
+    first = np.full(grid.rows * grid.columns, len(strips) - 1)  # strip on each segment
+    for dy in range(int((y1 - y0).max()) + 1):
+        for dx in range(int((x1 - x0).max()) + 1):
+            np.minimum.at(first, np.minimum(y0 + dy, y1) * grid.columns + np.minimum(x0 + dx, x1), strip)
+    return np.split(np.argsort(first, kind="stable"), np.searchsorted(np.sort(first), np.arange(1, len(strips))))[:-1]
 
 
-class _Canvas:
-    """The rows of segments that a row of patches lies on; a new one takes the place of the oldest."""
-
-    def __init__(self, grid: SegmentGrid, crops: NDArray[np.int64]) -> None:
-        self._grid = grid
-        first, last = crops[:, 0].min() // grid.width, -(-crops[:, 2].max() // grid.width)
-        self._left = int(first) * grid.width
-        self._rows = int((-(-crops[:, 3] // grid.height) - crops[:, 1] // grid.height).max())
-        shape = (self._rows * grid.height, int(last - first) * grid.width, 3)
-        self._pixels = np.empty(max(int(np.prod(shape)), 8 << 20), np.uint8)[: int(np.prod(shape))].reshape(shape)
-
-    def paste(self, index: int, pixels: RgbImage | str | None) -> None:
-        row, column = divmod(index, self._grid.columns)
-        y, x = row % self._rows * self._grid.height, column * self._grid.width - self._left
-        if isinstance(pixels, np.ndarray):
-            self._pixels[y : y + len(pixels), x : x + pixels.shape[1]] = pixels
-        else:
-            self._pixels[y : y + self._grid.height, x : x + self._grid.width] = WHITE
-
-    def cut(self, crops: NDArray[np.int64], patches: PatchBatch) -> None:
-        """Copies windows of one row, (n, 4), to patches of their size; neighbours that touch in one go."""
-        side = patches.shape[1]
-        x0 = (crops[:, 0] - self._left).tolist()
-        runs = list(pairwise([0, *(k for k in range(1, len(x0)) if x0[k] - x0[k - 1] != side), len(x0)]))
-        top = 0
-        for rows in self._spans(*crops[0, 1::2].tolist()):
-            bottom = top + len(rows)
-            for a, b in runs:
-                window = rows[:, x0[a] : x0[a] + (b - a) * side]
-                patches[a:b, top:bottom].swapaxes(0, 1)[:] = window.reshape(len(rows), b - a, side, 3)
-            top = bottom
-
-    def window(self, x0: int, y0: int, x1: int, y1: int) -> RgbImage:
-        """A copy of the pixels of a window."""
-        return np.concatenate([rows[:, x0 - self._left : x1 - self._left] for rows in self._spans(y0, y1)])
-
-    def _spans(self, y0: int, y1: int) -> Iterator[RgbImage]:
-        """The rows y0 to y1 of the level: one piece, or two where they go round the end."""
-        while y0 < y1:
-            start = y0 % len(self._pixels)
-            span = self._pixels[start : start + y1 - y0]
-            yield span
-            y0 += len(span)
+def _overlap(crops: NDArray[np.int64], grid: SegmentGrid, index: int) -> NDArray[np.bool_]:
+    """Which windows lie on a segment."""
+    row, column = divmod(index, grid.columns)
+    x, y = column * grid.width, row * grid.height
+    x0, y0, x1, y1 = crops.T
+    return (x0 < x + grid.width) & (x1 > x) & (y0 < y + grid.height) & (y1 > y)
 
 
-def _resample_all(canvas: _Canvas, crops: NDArray[np.int64], boxes: NDArray[np.float64], patches: PatchBatch) -> None:
+class _Memory:
+    """Memory of blocks, used again as soon as nobody looks at it: fresh pages cost as much as filling them."""
+
+    def __init__(self, plan: PatchPlan, size: int) -> None:
+        self._plan, self._size = plan, size
+        self._free: list[memoryview] = []
+
+    def block(self, start: int) -> DecodedBlock:
+        """An empty block."""
+        n, side = min(self._size, len(self._plan) - start), self._plan.patch_px
+        memory = self._free.pop() if self._free else np.empty(self._size * side * side * 3, np.uint8).data
+        whole = np.frombuffer(memory, np.uint8)  # the base of every view of it
+        weakref.finalize(whole, self._free.append, memory).atexit = False
+        patches = whole[: n * side * side * 3].reshape(n, side, side, 3)
+        return DecodedBlock(start, patches, np.ones(n, np.bool_), [])
+
+
+def _resample_all(canvas: Canvas, crops: NDArray[np.int64], boxes: NDArray[np.float64], patches: PatchBatch) -> None:
     for patch, crop, box in zip(patches, crops.tolist(), boxes, strict=True):
         patch[:] = resample(canvas.window(*crop), box - [crop[0], crop[1], crop[0], crop[1]], len(patch))
 
 
-def _crops(boxes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The whole pixels that a box touches, (n, 4)."""
+def whole_pixels(boxes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The windows of whole pixels that boxes touch, int64 (n, 4)."""
     rounded = np.rint(boxes)
     boxes = np.where(np.abs(boxes - rounded) < 1e-6, rounded, boxes)
     return np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(np.int64)

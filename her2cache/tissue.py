@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from her2cache.errors import ConfigError
-from her2cache.hsv import to_hsv, within_hues
+from her2cache.hsv import Channel, where, within_hues
 from her2cache.pen import find_pen
 from her2cache.pieces import drop_small
 from her2cache.units import BoolImage, RgbImage
@@ -119,12 +119,13 @@ class TissueMask:
             0 to 1, float64 (n,).
         """
         height, width = self.mask.shape
-        area = np.zeros((height + 1, width + 1))  # area[y, x]: tissue in mask[:y, :x]
-        area[1:, 1:] = self.mask.cumsum(axis=0).cumsum(axis=1)
+        area = np.zeros((height + 1, width + 1), np.int32)  # area[y, x]: tissue in mask[:y, :x]
+        np.cumsum(self.mask, axis=0, out=area[1:, 1:])
+        np.cumsum(area, axis=1, out=area)
         x0, y0, x1, y1 = (boxes / self.downsample).T
 
         def corner(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-            return ndimage.map_coordinates(area, [y, x], order=1, mode="nearest")
+            return ndimage.map_coordinates(area, [y, x], output=np.float64, order=1, mode="nearest")
 
         tissue = corner(x1, y1) - corner(x0, y1) - corner(x1, y0) + corner(x0, y0)
         return np.clip(tissue / ((x1 - x0) * (y1 - y0)), 0, 1)
@@ -155,7 +156,10 @@ def find_tissue(overview: Overview, level0_mpp: float, settings: TissueSettings)
 
 def threshold(image: RgbImage, settings: TissueSettings) -> BoolImage:
     """Pixels within the thresholds, bool (height, width)."""
-    hue, saturation, value = to_hsv(image)
-    in_hue = within_hues(hue, settings.hue_min, settings.hue_max)
-    in_value = (value >= settings.value_min) & (value <= settings.value_max)
-    return in_hue & in_value & (saturation >= settings.saturation_min)
+
+    def passes(hue: Channel, saturation: Channel, value: Channel) -> BoolImage:
+        in_hue = within_hues(hue, settings.hue_min, settings.hue_max)
+        in_value = (value >= settings.value_min) & (value <= settings.value_max)
+        return in_hue & in_value & (saturation >= settings.saturation_min)
+
+    return where(image, passes)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from her2cache.tiling import SegmentGrid
+from her2cache.canvas import SegmentGrid
 from her2cache.units import RgbImage
 
 
 class MemorySlide:
-    """Segments of an array. It remembers which were asked for, and which are still alive."""
+    """Segments of an array. It remembers which were asked for."""
 
     def __init__(
         self,
@@ -32,29 +31,25 @@ class MemorySlide:
         )
         self.sparse, self.broken = set(sparse), set(broken)
         self.asked: Counter[int] = Counter()
-        self._yielded: list[weakref.ref[RgbImage]] = []
 
     def segment_grid(self, level: int) -> SegmentGrid:
         return self.grid
 
-    def segments(self, level: int, indices: NDArray[np.int64]) -> Iterator[tuple[int, RgbImage | str | None]]:
+    def decode(
+        self, level: int, indices: NDArray[np.int64], place: Callable[[int], RgbImage]
+    ) -> Iterator[tuple[int, str | None]]:
         for index in indices[::-1].tolist():  # a file may have them in any order
             self.asked[index] += 1
-            if index in self.sparse:
-                yield index, None
-            elif index in self.broken:
-                yield index, f"segment {index} is broken"
+            pixels = place(index)
+            assert pixels.shape == (self.grid.height, self.grid.width, 3)
+            assert pixels.flags.c_contiguous
+            part = self._part(self.pixels, index)
+            if index in self.sparse or index in self.broken:
+                pixels[:] = 255
             else:
-                part = self._part(self.pixels, index)
-                segment = np.full((self.grid.height, self.grid.width, 3), 77, np.uint8)  # padded, as in a file
-                segment[: part.shape[0], : part.shape[1]] = part
-                self._yielded.append(weakref.ref(segment))
-                yield index, segment
-
-    @property
-    def alive(self) -> int:
-        """Segments that were handed out and are still held."""
-        return sum(segment() is not None for segment in self._yielded)
+                pixels[:] = 77  # padded, as in a file
+                pixels[: part.shape[0], : part.shape[1]] = part
+            yield index, f"segment {index} is broken" if index in self.broken else None
 
     def whitened(self) -> RgbImage:
         """The level with its sparse segments white."""

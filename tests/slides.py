@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
+from her2cache.slide import SlideReader
 from her2cache.units import RgbImage
 
 PINK, GLASS = (200, 120, 170), (243, 243, 244)
@@ -78,6 +79,14 @@ def level_pixels(path: Path, level: int = 0) -> RgbImage:
     """A whole level as tifffile decodes it, (height, width, 3)."""
     with tifffile.TiffFile(path) as tiff:
         return tiff.series[0].levels[level].asarray()
+
+
+def decode(reader: SlideReader, level: int, indices: Sequence[int]) -> dict[int, RgbImage | str]:
+    """Segments of an open slide, whole (height, width, 3), or why they cannot be decoded."""
+    grid = reader.segment_grid(level)
+    places = {index: np.full((grid.height, grid.width, 3), 77, np.uint8) for index in indices}
+    found = reader.decode(level, np.array(indices, np.int64), places.__getitem__)
+    return {index: places[index] if reason is None else reason for index, reason in found}
 
 
 def make_sparse(path: Path, indices: Sequence[int], page: int = 0) -> None:

@@ -13,6 +13,7 @@ from her2cache.synthetic.specimen import Case
 from her2cache.units import BoolImage
 
 _OVERVIEW_MPP = 8.0
+_OVERVIEW_PART_PX = 1024
 _GRID_MPP = 2.0  # anatomy is smooth over some 4 um, so it is worked out on this grid and interpolated
 _ADIPOCYTE_SPACING_UM = 58.0
 _ADIPOCYTE_ROUNDING_UM = 5.0
@@ -80,10 +81,14 @@ class AnatomyModel:
         self._fold_level = float(rng.normal(0.0, 0.5))
 
         overview = Window(0.0, 0.0, round(width_um / _OVERVIEW_MPP), round(height_um / _OVERVIEW_MPP), _OVERVIEW_MPP)
-        inside = self._outline_um(overview) > 0
-        nest = self._nest_potential(overview)
-        self._nest_level = float(np.quantile(nest[inside], 1.0 - case.tumour_share))
-        self._fat_level = float(np.quantile(self._fat_potential(overview)[inside], 1.0 - case.fat_share))
+        nest: list[Field] = []
+        fat: list[Field] = []
+        for part in overview.parts(_OVERVIEW_PART_PX):
+            inside = self._outline_um(part) > 0
+            nest.append(self._nest_potential(part)[inside])
+            fat.append(self._fat_potential(part)[inside])
+        self._nest_level = float(np.quantile(np.concatenate(nest), 1.0 - case.tumour_share))
+        self._fat_level = float(np.quantile(np.concatenate(fat), 1.0 - case.fat_share))
 
     def window(self, window: Window) -> Anatomy:
         """The anatomy at the pixels of a window."""

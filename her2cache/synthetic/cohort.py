@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,12 +27,12 @@ from numpy.typing import NDArray
 
 from her2cache.cohort import Slide, write_cohort
 from her2cache.errors import ConfigError
-from her2cache.synthetic.anatomy import AnatomyModel
+from her2cache.synthetic.anatomy import Anatomy, AnatomyModel
 from her2cache.synthetic.noise import Window
 from her2cache.synthetic.section import Section, Stain, halo_px, without_halo
 from her2cache.synthetic.specimen import draw_case
-from her2cache.synthetic.writer import write_pyramid, write_whole
-from her2cache.units import BoolImage
+from her2cache.synthetic.writer import write_regions, write_whole
+from her2cache.units import BoolImage, RgbImage
 
 TRUTH_PATCH_PX = 96
 TRUTH_MPP = 0.5
@@ -105,7 +106,7 @@ def tumour_fraction(tumour: BoolImage, mpp: float) -> NDArray[np.float32]:
     Returns:
         float32 (rows, columns) on the grid of 96 px at 0.5 um/px from the upper left corner.
     """
-    side = round(TRUTH_PATCH_PX * TRUTH_MPP / mpp)
+    side = _patch_side(mpp)
     rows, columns = tumour.shape[0] // side, tumour.shape[1] // side
     blocks = tumour[: rows * side, : columns * side].reshape(rows, side, columns, side)
     return blocks.mean(axis=(1, 3), dtype=np.float64).astype(np.float32)
@@ -149,26 +150,42 @@ def _write_case(job: _CaseJob) -> None:
     """Writes both slides of a case and its truth map."""
     case = draw_case(job.seed, job.number)
     side_um = job.width_px * job.mpp
-    window = Window(0.0, 0.0, job.width_px, job.width_px, job.mpp).grown(halo_px(job.mpp))
-    anatomy = AnatomyModel(case, side_um, side_um).window(window)
-    for row, stain in zip(_rows(job), _STAINS, strict=True):
-        write_pyramid(row.path, Section(case, stain).render(anatomy), job.mpp)
+    model = AnatomyModel(case, side_um, side_um)
+    anatomy_at = lru_cache(maxsize=1)(model.window)  # one region is all of a small slide, and serves both sections
+    side = _patch_side(job.mpp)
+    truth = np.zeros((job.width_px // side, job.width_px // side), np.float32)
+
+    def region(x: int, y: int, width: int, height: int) -> Anatomy:
+        return anatomy_at(Window(x * job.mpp, y * job.mpp, width, height, job.mpp).grown(halo_px(job.mpp)))
+
+    def render(stain: Stain, x: int, y: int, width: int, height: int) -> RgbImage:
+        anatomy = region(x, y, width, height)
         if stain == "HE":
-            tumour = anatomy.tumour[without_halo(window)]
-            _write_truth(job.out / "truth" / f"{row.slide_id}.npz", tumour, job.mpp)
+            fraction = tumour_fraction(anatomy.tumour[without_halo(anatomy.window)], job.mpp)
+            truth[y // side :, x // side :][: fraction.shape[0], : fraction.shape[1]] = fraction
+        return Section(case, stain).render(anatomy)
+
+    for row, stain in zip(_rows(job), _STAINS, strict=True):
+        write_regions(row.path, (job.width_px, job.width_px), partial(render, stain), job.mpp)
+        if stain == "HE":
+            _write_truth(job.out / "truth" / f"{row.slide_id}.npz", truth)
 
 
-def _write_truth(path: Path, tumour: BoolImage, mpp: float) -> None:
-    fraction = tumour_fraction(tumour, mpp)
+def _write_truth(path: Path, fraction: NDArray[np.float32]) -> None:
     write_whole(
         path,
-        lambda partial: np.savez(
-            partial,
+        lambda unfinished: np.savez(
+            unfinished,
             tumour_fraction=fraction,
             patch_px=np.int32(TRUTH_PATCH_PX),
             mpp=np.float64(TRUTH_MPP),
         ),
     )
+
+
+def _patch_side(mpp: float) -> int:
+    """Side of a patch of the truth map, px of a slide; regions of a slide are whole multiples of it."""
+    return round(TRUTH_PATCH_PX * TRUTH_MPP / mpp)
 
 
 def _rows(job: _CaseJob) -> list[Slide]:

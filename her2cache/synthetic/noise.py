@@ -52,6 +52,20 @@ class Window:
         y1 = int(np.ceil((self.y_um + self.height_px * self.mpp) / mpp)) + margin
         return Window(x0 * mpp, y0 * mpp, x1 - x0, y1 - y0, mpp)
 
+    def parts(self, side_px: int) -> list[Window]:
+        """The window in pieces of at most `side_px` squared."""
+        return [
+            Window(
+                self.x_um + x * self.mpp,
+                self.y_um + y * self.mpp,
+                min(side_px, self.width_px - x),
+                min(side_px, self.height_px - y),
+                self.mpp,
+            )
+            for y in range(0, self.height_px, side_px)
+            for x in range(0, self.width_px, side_px)
+        ]
+
     def centres(self) -> tuple[Field, Field]:
         """x of the columns, shape (1, width), and y of the rows, shape (height, 1), in um."""
         x = self.x_um + (np.arange(self.width_px) + 0.5) * self.mpp

@@ -81,6 +81,8 @@ class Section:
     def _dab(self, tumour: Nuclei, cells: TumourCells, anatomy: Anatomy) -> Field:
         """Density of DAB: on the membranes between tumour cells that stain, faint in strong cytoplasm."""
         case, grid = self.case, cells.grid
+        if not len(tumour):
+            return np.zeros((anatomy.window.height_px, anatomy.window.width_px), np.float32)
         key = case.key(self._stream, _MEMBRANES)
         # the border between two cells stains or not as a whole: keyed by the unordered pair
         first = np.minimum(cells.owner, cells.neighbour)

@@ -9,15 +9,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 import tiffslide
 
 from her2cache.errors import DecodeError, MissingMppError, SlideError, SlideOpenError
+from her2cache.shelf import Shelf
 from her2cache.slide import SlideReader, file_changed, file_identity, open_slide, require_readable, resolve_mpp
 from her2cache.units import RgbImage
-from tests.slides import GLASS, corrupt, level_pixels, make_sparse, texture, write_slide
+from tests.slides import GLASS, corrupt, decode, level_pixels, make_sparse, texture, write_slide
 
 APERIO = "Aperio Image Library v12.0.0 \r\n500x400 [0,0 500x400] (64x64) JPEG/RGB Q=90|AppMag = 40|MPP = {mpp}"
 
@@ -83,8 +85,7 @@ class TestRefused:
     def test_jpeg_of_ycbcr_is_rgb_when_read(self, tmp_path: Path) -> None:
         path = write_slide(tmp_path / "s.tiff", texture(200, 100), photometric="ycbcr")
         with open_slide(path) as slide:
-            index, segment = next(slide.segments(0, np.array([0])))
-        assert index == 0
+            segment = decode(slide, 0, [0])[0]
         assert isinstance(segment, np.ndarray)
         assert np.array_equal(segment, level_pixels(path)[:64, :64])
 
@@ -283,7 +284,7 @@ class TestOverview:
         path = write_slide(tmp_path / "s.tiff", pixels, compression=None)
         with open_slide(path) as slide:
             image, downsample = slide.thumbnail(max_px)
-            assert not slide._kept
+            assert slide._kept is None
         assert max(image.shape[:2]) <= max_px
         assert max(image.shape[:2]) > min(max_px, max(width, height)) * 0.66
         assert image.shape[1] * downsample == pytest.approx(width, abs=1.1 * downsample)
@@ -302,42 +303,142 @@ class TestSegments:
                     expected = np.asarray(reference.read_region((0, 0), level, (width, height)))[..., :3]
                     grid = slide.segment_grid(level)
                     found = np.zeros((grid.rows * grid.height, grid.columns * grid.width, 3), np.uint8)
-                    for index, pixels in slide.segments(level, np.arange(grid.rows * grid.columns)):
+                    for index, pixels in decode(slide, level, range(grid.rows * grid.columns)).items():
                         y, x = index // grid.columns * grid.height, index % grid.columns * grid.width
                         assert isinstance(pixels, np.ndarray)
-                        found[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+                        found[y : y + grid.height, x : x + grid.width] = pixels
                     assert np.array_equal(found[:height, :width], expected)
                     assert slide.decoded[level] == grid.rows * grid.columns
 
     def test_only_the_wanted_in_any_order(self, slide: SlideReader) -> None:
-        wanted = np.array([40, 3, 17])
-        assert sorted(index for index, _ in slide.segments(0, wanted)) == [3, 17, 40]
+        assert sorted(decode(slide, 0, [40, 3, 17])) == [3, 17, 40]
         assert slide.decoded == [3]
-        assert list(slide.segments(0, np.array([], np.int64))) == []
+        assert decode(slide, 0, []) == {}
 
-    def test_what_the_overview_decoded_is_not_decoded_again(self, slide: SlideReader) -> None:
+    @pytest.mark.parametrize(
+        ("compression", "samples"), [("jpeg", 3), (None, 3), (None, 4), ("deflate", 3), ("deflate", 4)]
+    )
+    @pytest.mark.parametrize("segment_px", [(64, 48), None])
+    def test_any_kind_fills_its_place(
+        self, tmp_path: Path, samples: int, compression: str | None, segment_px: tuple[int, int] | None
+    ) -> None:
+        """Also where segments are cut off by the border, or have a fourth sample."""
+        pixels = np.concatenate([texture(150, 110), texture(150, 110, seed=1)[..., : samples - 3]], axis=2)
+        options = {"extrasamples": ["unassalpha"]} if samples == 4 else {}
+        options |= {} if segment_px else {"rowsperstrip": 48}
+        path = write_slide(tmp_path / "s.tiff", pixels, compression=compression, segment_px=segment_px, **options)
+        expected = level_pixels(path)[..., :3]
+        with open_slide(path) as slide:
+            grid = slide.segment_grid(0)
+            for index, segment in decode(slide, 0, range(grid.rows * grid.columns)).items():
+                y, x = index // grid.columns * grid.height, index % grid.columns * grid.width
+                part = expected[y : y + grid.height, x : x + grid.width]
+                assert isinstance(segment, np.ndarray)
+                assert np.array_equal(segment[: len(part), : part.shape[1]], part)
+
+    def test_a_jpeg_smaller_than_its_place(self, tmp_path: Path) -> None:
+        """As some writers cut off the last column and row of segments."""
+        pixels = texture(100, 80)
+        parts = [pixels[y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64)]
+        encoded = [imagecodecs.jpeg_encode(part, level=90, colorspace="RGB", outcolorspace="RGB") for part in parts]
+        with tifffile.TiffWriter(tmp_path / "s.tiff") as tiff:
+            tiff.write(
+                iter(encoded), shape=(80, 100, 3), dtype=np.uint8, tile=(64, 64), compression="jpeg", photometric="rgb"
+            )
+        with open_slide(tmp_path / "s.tiff") as slide:
+            found = decode(slide, 0, range(4))
+        for k, part in enumerate(parts):
+            segment = found[k]
+            assert isinstance(segment, np.ndarray)
+            assert np.abs(segment[: part.shape[0], : part.shape[1]].astype(int) - part).mean() < 8
+
+
+@pytest.fixture(params=["memory", "disk"])
+def shelf(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where what an overview decoded is kept: in memory, or as of a slide too big for that."""
+    if request.param == "disk":
+        monkeypatch.setattr("her2cache.shelf.MEMORY_BYTES", 0)
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+class TestKept:
+    def test_what_the_overview_decoded_is_not_decoded_again(self, slide: SlideReader, shelf: Path) -> None:
         slide.overview(8.0, 0.25, reread=0)
-        everything = np.arange(56)
-        first = dict(slide.segments(0, everything))
+        assert list(shelf.iterdir()) == []  # nobody else's business, and gone with the process
+        first = decode(slide, 0, range(56))
         assert slide.decoded == [56]
         assert not slide._kept
-        again = dict(slide.segments(0, everything))
+        again = decode(slide, 0, range(56))
         assert slide.decoded == [112]
         assert all(np.array_equal(first[k], again[k]) for k in range(56))
 
+    def test_sparse_and_broken_segments_stay_what_they_are(self, tmp_path: Path, shelf: Path) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(256, 256))
+        make_sparse(path, [5])
+        corrupt(path, 10)
+        with open_slide(path) as slide:
+            slide.overview(8.0, 0.5, reread=0)
+            kept, again = decode(slide, 0, range(16)), decode(slide, 0, range(16))
+            assert slide.decoded == [30]
+        assert all(np.array_equal(kept[k], again[k]) for k in range(16))
+        assert isinstance(kept[5], np.ndarray)
+        assert (kept[5] == 255).all()
+        assert isinstance(kept[10], str)
+
     @pytest.mark.parametrize("reread", [None, 1])
-    def test_nothing_is_kept_that_is_not_read_again(self, tmp_path: Path, reread: int | None) -> None:
+    def test_nothing_is_kept_that_is_not_read_again(self, tmp_path: Path, shelf: Path, reread: int | None) -> None:
         path = write_slide(tmp_path / "s.tiff", texture(500, 400), mpp=0.25, factors=(1, 2, 4))
         with open_slide(path) as slide:
             slide.overview(1.0, 0.25, reread=reread)  # reads level 2
-            assert not slide._kept
+            assert slide._kept is None
 
-    def test_closing_lets_go(self, tmp_path: Path) -> None:
+    def test_closing_lets_go(self, tmp_path: Path, shelf: Path) -> None:
+        before = len(list(Path("/proc/self/fd").iterdir()))
         with open_slide(write_slide(tmp_path / "s.tiff", texture(500, 400))) as slide:
             slide.overview(8.0, 0.5, reread=0)
             assert slide._kept
         assert not slide._kept
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
+    @pytest.mark.parametrize("folder", ["shelf", "missing"])
+    def test_without_room_it_is_decoded_twice_and_said(
+        self,
+        slide: SlideReader,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        folder: str,
+    ) -> None:
+        (tmp_path / "shelf").mkdir()
+        monkeypatch.setattr("her2cache.shelf.MEMORY_BYTES", 0)
+        monkeypatch.setattr("her2cache.shelf.SPARE_BYTES", 1 << 60)
+        monkeypatch.setenv("TMPDIR", str(tmp_path / folder))
+        slide.overview(8.0, 0.25, reread=0)
+        decode(slide, 0, range(56))
+        assert slide.decoded == [112]
+        assert f"{slide.path} has no pyramid" in caplog.text
+        assert "set TMPDIR" in caplog.text
+
+    def test_a_disk_that_fills_up_meanwhile_costs_a_second_decoding(self, slide: SlideReader) -> None:
+        """/dev/full takes no byte."""
+        expected = decode(slide, 0, range(56))
+        slide.decoded[0] = 0
+        with Path("/dev/full").open("r+b", buffering=0) as full:
+            shelf = Shelf(full)
+            shelf.put((0, 0), np.zeros((64, 64, 3), np.uint8), None)
+            shelf.put((0, 1), np.zeros((64, 64, 3), np.uint8), "broken")
+            assert (0, 0) not in shelf
+            slide._kept = shelf
+            found = decode(slide, 0, range(56))
+        assert slide.decoded == [55]
+        assert found.pop(1) == "broken"
+        assert all(np.array_equal(found[k], expected[k]) for k in found)
+
+
+class TestDamage:
     @pytest.mark.parametrize("damage", ["head", "middle", "tail"])
     @pytest.mark.parametrize("segment_px", [(64, 64), (16, 16), (256, 256)])
     def test_damage_is_told(self, tmp_path: Path, damage: str, segment_px: tuple[int, int]) -> None:
@@ -345,9 +446,9 @@ class TestSegments:
         path = write_slide(tmp_path / "s.tiff", texture(500, 400), segment_px=segment_px)
         corrupt(path, 0, damage)  # pyright: ignore[reportArgumentType]
         with open_slide(path) as slide:
-            (_, reason), (_, intact) = sorted(slide.segments(0, np.array([0, 1])))
-        assert isinstance(reason, str)
-        assert isinstance(intact, np.ndarray)
+            found = decode(slide, 0, [0, 1])
+        assert isinstance(found[0], str)
+        assert isinstance(found[1], np.ndarray)
 
 
 def test_too_many_bad_patches() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from her2cache.canvas import SegmentGrid
 from her2cache.errors import EmptyPlanError
 from her2cache.pyramid import ReadPlan, plan_read
 from her2cache.slide import open_slide
-from her2cache.tiling import PatchPlan, PatchSpec, SegmentGrid, plan_patches, read_bands, resample
+from her2cache.tiling import PatchPlan, PatchSpec, plan_patches, read_blocks, resample
 from her2cache.tissue import TissueMask
 from her2cache.units import BoolImage, PatchBatch, RgbImage
 from tests.memory import MemorySlide
@@ -31,17 +33,18 @@ def plan_with(
     return PatchPlan(read, spec.patch_px, full.grid[keep], full.coords[keep], full.boxes[keep], full.grid_shape)
 
 
-def read_all(source: object, plan: PatchPlan) -> tuple[PatchBatch, NDArray[np.bool_], list[str]]:
+def read_all(source: object, plan: PatchPlan, size: int = 16) -> tuple[PatchBatch, NDArray[np.bool_], list[str]]:
     """Every patch of a plan, checked to come once and in order."""
     patches: list[PatchBatch] = []
     ok: list[NDArray[np.bool_]] = []
     reasons: list[str] = []
-    for band in read_bands(source, plan):  # pyright: ignore[reportArgumentType]
-        assert band.start == sum(map(len, ok))
-        assert len(band.patches) == len(band.ok)
-        patches.append(band.patches)
-        ok.append(band.ok)
-        reasons += band.reasons
+    for block in read_blocks(source, plan, size):  # pyright: ignore[reportArgumentType]
+        assert block.start == sum(map(len, ok))
+        assert len(block.patches) == len(block.ok) == min(size, len(plan) - block.start)
+        patches.append(block.patches)
+        ok.append(block.ok)
+        reasons += block.reasons
+    assert sum(map(len, ok)) == len(plan)
     return np.concatenate(patches), np.concatenate(ok), reasons
 
 
@@ -101,19 +104,48 @@ class TestPlan:
 
 
 class TestMemory:
-    def test_segments_live_only_while_a_band_needs_them(self) -> None:
-        source = MemorySlide(texture(400, 1200), 64, 32)
-        plan = plan_with((400, 1200))
-        for band in read_bands(source, plan):
-            assert source.alive <= 2, band.start  # the one in hand
-        assert source.alive == 0
-        assert max(source.asked.values()) == 1
+    def test_follows_the_width_not_the_height(self) -> None:
+        def peak(height: int) -> int:
+            pixels = texture(400, 300)
+            source = MemorySlide(np.tile(pixels, (height // 300, 1, 1)), 64, 32)
+            plan = plan_with((400, height))
+            tracemalloc.start()
+            for block in read_blocks(source, plan, 8):
+                del block
+            try:
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+        assert peak(6000) < 1.2 * peak(1200)
 
     def test_patches_are_copies(self) -> None:
         plan = plan_with((400, 200))
-        bands = list(read_bands(MemorySlide(texture(400, 200), 64, 32), plan))
+        blocks = list(read_blocks(MemorySlide(texture(400, 200), 64, 32), plan, 5))
         patches, _, _ = read_all(MemorySlide(texture(400, 200), 64, 32), plan)
-        assert np.array_equal(np.concatenate([band.patches for band in bands]), patches)
+        assert np.array_equal(np.concatenate([block.patches for block in blocks]), patches)
+
+    def test_memory_is_used_again_only_when_nobody_holds_it(self) -> None:
+        plan = plan_with((400, 1200))
+        held: list[RgbImage] = []
+        seen: list[int] = []
+        expected, _, _ = read_all(MemorySlide(texture(400, 1200), 64, 32), plan)
+        for k, block in enumerate(read_blocks(MemorySlide(texture(400, 1200), 64, 32), plan, 10)):
+            seen.append(block.patches.ctypes.data)
+            if k % 4 == 0:
+                held.append(block.patches[3])  # a view keeps the whole block
+        assert all(np.array_equal(patch, expected[40 * k + 3]) for k, patch in enumerate(held))
+        assert len(held) < len(set(seen)) <= len(held) + 2 < len(seen)
+
+    @pytest.mark.parametrize("size", [1, 3, 8, 9, 1000])
+    def test_blocks_of_any_size_hold_the_same(self, size: int) -> None:
+        source, plan = MemorySlide(texture(400, 200), 64, 32, broken={9}), plan_with((400, 200))
+        patches, ok, reasons = read_all(source, plan, size)
+        expected = read_all(MemorySlide(texture(400, 200), 64, 32, broken={9}), plan)
+        assert np.array_equal(patches, expected[0])
+        assert np.array_equal(ok, expected[1])
+        assert set(reasons) == set(expected[2]) == {"segment 9 is broken"}
+        assert max(source.asked.values()) == 1
 
 
 def _naive(level: RgbImage, plan: PatchPlan) -> PatchBatch:
@@ -240,11 +272,21 @@ def _checkerboard(width: int, height: int, cell: float) -> BoolImage:
 @pytest.mark.parametrize(
     ("mpp", "downsamples", "target", "upsample"),
     [
+        (0.5, [1], 0.5, False),
+        (0.5, [1, 4], 0.5, False),
+        (0.499, [1], 0.5, False),
+        (0.499, [1, 2, 4], 0.5, False),
         (0.25, [1], 0.5, False),
         (0.25, [1, 2, 4], 0.5, False),
+        (0.25, [1, 4, 16], 0.5, False),
         (0.2277, [1], 0.5, False),
         (0.2277, [1, 2, 4], 0.5, False),
         (0.2277, [1, 4], 1.0, False),
+        (0.25, [1], 1.0, False),
+        (0.499, [1], 1.0, False),
+        (0.5, [1, 4], 1.0, False),
+        (0.5, [1, 2], 1.0, False),
+        (1.0, [1, 4], 1.0, False),
         (0.499, [1], 0.8, False),
         (0.25, [1, 2, 4], 1.0, False),
         (1.0, [1, 2], 0.45, True),

@@ -14,7 +14,7 @@ from PIL import Image
 from her2cache.errors import EmptyPlanError, SlideError
 from her2cache.pyramid import plan_read
 from her2cache.slide import _downsample
-from her2cache.tiling import PatchPlan, PatchSpec, plan_patches, read_bands
+from her2cache.tiling import PatchPlan, PatchSpec, plan_patches, read_blocks
 from her2cache.tissue import TissueMask
 from tests.memory import MemorySlide
 
@@ -114,6 +114,32 @@ class TestPlan:
         assert np.abs(plan.coords - plan.boxes[:, :2] * read.downsample).max() <= 0.5 + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("mpp", "target"),
+    [(mpp, 0.5) for mpp in (0.25, 0.2277, 0.499, 0.5)] + [(mpp, 1.0) for mpp in (0.25, 0.2277, 0.499, 0.5, 0.7, 1.0)],
+)
+@pytest.mark.parametrize("factors", [(1,), (1, 2, 4), (1, 4, 16)])
+@given(width=st.integers(600, 9000), height=st.integers(600, 9000), stride_px=st.sampled_from([48, 96, 120]))
+def test_coordinates_lead_back_to_level_0(
+    mpp: float, target: float, factors: tuple[int, ...], width: int, height: int, stride_px: int
+) -> None:
+    """From the slide's own sizes to level-0 pixels: every patch is a stride further on the slide, in um."""
+    sizes = [(width // f, height // f) for f in factors]
+    downsamples = [_downsample((width, height), size) for size in sizes]
+    read = plan_read(mpp, downsamples, target)
+    assert abs(read.level_mpp * read.factor / target - 1) <= (0.01 if read.snapped else 1e-9)
+    spec = PatchSpec(mpp=target, stride_px=stride_px, min_tissue=0)
+    plan = plan_patches(spec, read, sizes[read.level], TissueMask(np.ones((1, 1), np.bool_), 1e9))
+    pace = stride_px * read.level_mpp * read.factor / mpp  # level-0 px
+    assert np.abs(plan.coords - plan.grid * pace).max() <= 1
+    columns, rows = plan.grid_shape
+    assert len(plan) == columns * rows
+    side = 96 * read.level_mpp * read.factor / mpp
+    for count, extent in ((columns, width), (rows, height)):
+        assert (count - 1) * pace + side <= extent + 1
+        assert count * pace + side > extent - factors[-1]  # one more does not fit; a level may lack some pixels
+
+
 LEVEL = np.random.default_rng(0).integers(0, 256, (151, 203, 3), np.uint8)
 
 
@@ -137,9 +163,10 @@ class TestBands:
         patch_px=st.integers(1, 60),
         stride_px=st.integers(1, 70),
         mpp=st.sampled_from([0.5, 0.499, 0.25, 0.2277, 0.31, 1.3]),
+        size=st.integers(1, 40),
     )
     def test_equal_to_a_crop_of_the_level(
-        self, data: st.DataObject, segment: tuple[int, int], patch_px: int, stride_px: int, mpp: float
+        self, data: st.DataObject, segment: tuple[int, int], patch_px: int, stride_px: int, mpp: float, size: int
     ) -> None:
         read = plan_read(mpp, [1.0], 0.5, allow_upsample=True)
         height = data.draw(st.integers(1, LEVEL.shape[0]), "height")
@@ -159,11 +186,11 @@ class TestBands:
         wrong = st.sets(st.integers(0, segments - 1), max_size=3)
         sparse, broken = data.draw(wrong, "sparse"), data.draw(wrong, "broken")
         slide = MemorySlide(level, *segment, sparse=sparse, broken=broken - sparse)
-        bands = list(read_bands(slide, plan))
+        blocks = list(read_blocks(slide, plan, size))
 
-        assert [band.start for band in bands] == np.cumsum([0, *(len(band.ok) for band in bands[:-1])]).tolist()
-        assert all(len(set(plan.grid[band.start : band.start + len(band.ok), 1])) == 1 for band in bands)
-        patches, ok = np.concatenate([band.patches for band in bands]), np.concatenate([band.ok for band in bands])
+        assert [block.start for block in blocks] == list(range(0, len(plan), size))
+        assert all(len(block.ok) == size for block in blocks[:-1])
+        patches, ok = np.concatenate([b.patches for b in blocks]), np.concatenate([b.ok for b in blocks])
         assert len(ok) == len(plan)
         whitened = slide.whitened()
         under = set[int]()
