@@ -102,6 +102,7 @@ class TrainingSection(_Section):
         batch_bags: bags an optimiser step.
         learning_rate: rates of the grid.
         weight_decay: L2 factors of the grid.
+        feature_norm: "standardize" brings each feature to mean 0 and SD 1 over the training slides of a fold.
         seed: of the initial weights and the bags.
     """
 
@@ -109,6 +110,7 @@ class TrainingSection(_Section):
     batch_bags: Positive = 64
     learning_rate: Annotated[Rates, BeforeValidator(_as_tuple)] = (1e-3, 1e-4, 1e-5, 1e-6)
     weight_decay: Annotated[Rates, BeforeValidator(_as_tuple)] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+    feature_norm: Literal["none", "standardize"] = "none"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 123
 
     def grid(self) -> tuple[Configuration, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from her2cache.bags import Bags
 from her2cache.store.reader import FeatureStore
+from trainers.scaling import Scaling
 
 SlideFeatures = Mapping[str, Sequence[NDArray[np.floating]]]
 """slide_id -> its features (patches, dim), a view each, normally float16 memory maps of the store."""
@@ -37,11 +38,18 @@ class FeatureRows:
         slides: the slides that `Bags.slide` counts.
         rows: most rows gathered at once.
         dtype: of the result.
+        scaling: applied to what is gathered; None leaves features as they are stored.
     """
 
     def __init__(
-        self, features: SlideFeatures, slides: Sequence[str], rows: int, dtype: torch.dtype = torch.float32
+        self,
+        features: SlideFeatures,
+        slides: Sequence[str],
+        rows: int,
+        dtype: torch.dtype = torch.float32,
+        scaling: Scaling | None = None,
     ) -> None:
+        self._scaling = scaling
         self._slides = [features[slide] for slide in slides]
         first = self._slides[0][0]  # (patches, dim)
         self._stored = np.empty((rows, first.shape[1]), first.dtype)
@@ -78,4 +86,5 @@ class FeatureRows:
 
     def _convert(self, rows: int) -> Tensor:
         # one conversion of many rows is quicker than a conversion a bag
-        return self._wide[:rows].copy_(self._narrow[:rows])
+        wide = self._wide[:rows].copy_(self._narrow[:rows])
+        return wide if self._scaling is None else self._scaling.apply_(wide)

@@ -17,6 +17,7 @@ from trainers.evaluation import FixedBags
 from trainers.features import FeatureRows, SlideFeatures
 from trainers.ledger import Epoch, Run, name_run, write_run
 from trainers.model import AttentionMIL, Origin, TrainedModel
+from trainers.scaling import Scaling
 from trainers.splits import Assignment
 from trainers.stack import Configuration, Stack
 from trainers.tasks import Task
@@ -107,8 +108,11 @@ def fit(
     Raises:
         BagError: a slide has too few patches.
     """
-    training = _Training(plan, features)
-    validation = _Validation(plan, features)
+    scaling = None
+    if plan.settings.feature_norm == "standardize":
+        scaling = Scaling.fitted(features, [s.slide_id for s in plan.training])
+    training = _Training(plan, features, scaling)
+    validation = _Validation(plan, features, scaling)
     model = AttentionMIL.seeded(
         features[plan.training[0].slide_id][0].shape[1], len(plan.task.classes), plan.attention_units, _seed(plan)
     )
@@ -122,7 +126,7 @@ def fit(
         seconds = (time.perf_counter() - start) / len(alive)
         for r, course in enumerate(alive):
             if course.add(Epoch(train_losses[r], *scores[r], seconds)):
-                course.model = stack.model(r)
+                course.model = stack.model(r) if scaling is None else scaling.fold(stack.model(r))
         stay = [r for r, course in enumerate(alive) if not course.reason]
         if len(stay) < len(alive):
             stack.keep(stay)
@@ -137,7 +141,7 @@ def fit(
 class _Training:
     """Fresh bags every epoch, the same for all runs of the stack."""
 
-    def __init__(self, plan: FitPlan, features: SlideFeatures) -> None:
+    def __init__(self, plan: FitPlan, features: SlideFeatures, scaling: Scaling | None) -> None:
         self._plan = plan
         labels = {s.slide_id: s.label for s in plan.training}
         self._sampler = BagSampler(
@@ -148,7 +152,7 @@ class _Training:
             classes=labels if plan.bags.balanced else None,
             allow_replacement=plan.bags.allow_replacement,
         )
-        self._rows = FeatureRows(features, self._sampler.slides, PART_BAGS * plan.bags.size)
+        self._rows = FeatureRows(features, self._sampler.slides, PART_BAGS * plan.bags.size, scaling=scaling)
         self._labels = torch.tensor(list(labels.values()))
 
     def epoch(self, stack: Stack, epoch: int) -> list[float]:
@@ -170,14 +174,14 @@ class _Training:
 class _Validation:
     """The fixed validation bags of a fold."""
 
-    def __init__(self, plan: FitPlan, features: SlideFeatures) -> None:
+    def __init__(self, plan: FitPlan, features: SlideFeatures, scaling: Scaling | None) -> None:
         counts = {s.slide_id: len(features[s.slide_id][0]) for s in plan.validation}
         sampler = BagSampler(
             counts, plan.bags.size, seed=plan.settings.seed, allow_replacement=plan.bags.allow_replacement
         )
         bags = sampler.fixed(plan.bags.validation, "validation")
         self._bags = FixedBags(bags, [s.label for s in plan.validation])
-        self._rows = FeatureRows(features, sampler.slides, PART_BAGS * plan.bags.size)
+        self._rows = FeatureRows(features, sampler.slides, PART_BAGS * plan.bags.size, scaling=scaling)
 
     def score(self, stack: Stack) -> list[tuple[float, float]]:
         """Loss and accuracy of each run."""

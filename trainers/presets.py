@@ -39,6 +39,7 @@ epochs = {epochs:<23}# the epoch of least validation loss is kept
 batch_bags = 64                 # bags an optimiser step
 learning_rate = {learning_rate}
 weight_decay = {weight_decay}
+feature_norm = "none"           # "standardize": features of every embedder to mean 0 and SD 1 over the training slides
 seed = 123                      # of initial weights and bags
 """
 
