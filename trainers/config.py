@@ -61,11 +61,14 @@ class SplitsSection(_Section):
             KFold(5, shuffle) over slides.
         test_slides: slides of the fixed test set, unless the cohort has a column `split`.
         seed: of both.
+        file: a splits.csv, of another sweep or made by hand, to use instead; a relative path starts at the experiment
+            file's folder.
     """
 
     folds: Annotated[int, Field(ge=2)] | Literal["paper"] = 5
     test_slides: Positive = 8
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 123
+    file: str | None = None
 
 
 class BagsSection(_Section):
@@ -135,8 +138,8 @@ class Experiment(_Section):
         return find_task(self.task.preset)
 
     def digest(self) -> str:
-        """sha256 of everything that changes a result; where cohort and store lie does not."""
-        document = self.model_dump(mode="json", exclude={"data": {"cohort", "store"}})
+        """sha256 of everything that changes a result; where files lie does not."""
+        document = self.model_dump(mode="json", exclude={"data": {"cohort", "store"}, "splits": {"file"}})
         return hashlib.sha256(canonical_json(document).encode()).hexdigest()
 
 
@@ -163,7 +166,10 @@ def read_experiment(path: Path) -> Experiment:
     data = experiment.data
     store = data.store if "://" in data.store else str(folder / data.store)
     resolved = data.model_copy(update={"cohort": str(folder / data.cohort), "store": store})
-    return experiment.model_copy(update={"data": resolved})
+    splits = experiment.splits
+    if splits.file is not None:
+        splits = splits.model_copy(update={"file": str(folder / splits.file)})
+    return experiment.model_copy(update={"data": resolved, "splits": splits})
 
 
 def _explain(path: Path, text: str, error: ValidationError) -> str:

@@ -22,6 +22,7 @@ preset = "four"                 # "four": 0, 1+, 2+, 3+.  "paper-binary": 0, 1+ 
 test_slides = {test_slides:<18}# fixed test set, unless the cohort has a column `split`
 folds = {folds:<24}# cross-validation; "paper": KFold(5, shuffle) over slides, as the original
 seed = 123
+# file = "splits.csv"           # the split of another sweep, or your own: slide_id, split, fold
 
 [bags]
 size = 100                      # patches a bag, drawn without replacement from one slide

@@ -78,9 +78,12 @@ def make_splits(slides: Sequence[Slide], task: Task, settings: SplitsSection) ->
         settings: of the experiment.
 
     Raises:
-        CohortError: a case would be on two sides, or the column `split` is half filled.
+        CohortError: a case would be on two sides, the column `split` is half filled, or the given file does not fit.
         TrainingError: too few cases, or a class is missing in the training slides of a fold.
     """
+    if settings.file is not None:
+        assigned, folds = _read_splits(Path(settings.file), slides, task)
+        return _proven(Splits(assigned, folds, ()), task)
     test = _given_test_set(slides) or _draw_test_set(slides, settings.test_slides, settings.seed)
     rest = [s for s in slides if s.slide_id not in test]
     fold_of = _plain_folds(rest, settings.seed) if settings.folds == "paper" else _grouped_folds(rest, settings)
@@ -96,9 +99,13 @@ def make_splits(slides: Sequence[Slide], task: Task, settings: SplitsSection) ->
         for s in slides
     )
     folds = PAPER_FOLDS if settings.folds == "paper" else settings.folds
-    bare = Splits(assigned, folds, ())
+    return _proven(Splits(assigned, folds, ()), task)
+
+
+def _proven(bare: Splits, task: Task) -> Splits:
+    """Splits without a leak, with their warnings."""
     _prove_no_leak(bare)
-    return Splits(assigned, folds, tuple(_missing_classes(bare, task)))
+    return Splits(bare.slides, bare.folds, tuple(_missing_classes(bare, task)))
 
 
 def write_splits(splits: Splits, path: Path) -> None:
@@ -107,6 +114,49 @@ def write_splits(splits: Splits, path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([f.name for f in fields(Assignment)])
         writer.writerows(astuple(s) for s in splits.slides)
+
+
+def _read_splits(path: Path, slides: Sequence[Slide], task: Task) -> tuple[tuple[Assignment, ...], int]:
+    """The split in a file with the columns slide_id, split and fold, and its number of folds.
+
+    Cases, scores and classes are the cohort's. A slide that only the file has is passed over: it was left out here.
+
+    Raises:
+        CohortError: the file cannot be read, lacks a slide, or does not number its folds from 0.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = {row["slide_id"]: (row["split"], row["fold"]) for row in csv.DictReader(file)}
+    except (OSError, UnicodeDecodeError) as error:
+        raise CohortError(f"[splits] file {path} cannot be read ({error}): name a splits.csv") from error
+    except KeyError as error:
+        raise CohortError(
+            f"[splits] file {path} has no column {error}: it needs slide_id, split (train or test) and fold"
+        ) from error
+    missing = [s.slide_id for s in slides if s.slide_id not in rows]
+    if missing:
+        raise CohortError(
+            f"[splits] file {path} does not say where {', '.join(missing[:5])} belongs ({len(missing)} slides are not"
+            " in it): add them, or leave them out of the cohort"
+        )
+    assigned: list[Assignment] = []
+    for s in slides:
+        split, fold = rows[s.slide_id]
+        fits = (split == "test" and not fold) or (split == "train" and fold.isdecimal())
+        if not fits:
+            raise CohortError(
+                f"[splits] file {path}: slide {s.slide_id} has split {split!r} and fold {fold!r}; write train with a"
+                " fold from 0, or test with an empty fold"
+            )
+        label = task.class_of_score[_score(s)]
+        number = int(fold) if fold else None
+        assigned.append(Assignment(s.slide_id, s.case_id, _score(s), label, "test" if not fold else "train", number))
+    found = {s.fold for s in assigned if s.fold is not None}
+    if len(found) < 2 or found != set(range(len(found))):
+        raise CohortError(
+            f"[splits] file {path} has folds {sorted(found)}: number at least two, from 0 and without a gap"
+        )
+    return tuple(assigned), len(found)
 
 
 def _score(slide: Slide) -> int:

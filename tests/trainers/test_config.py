@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_presets_name_every_key(preset: str) -> None:
     for section, field in Experiment.model_fields.items():
         assert f"[{section}]" in preset
         for key in field.annotation.model_fields:  # pyright: ignore[reportOptionalMemberAccess]
-            assert f"\n{key} = " in preset
+            assert re.search(rf"^(# )?{key} = ", preset, re.MULTILINE), key  # what is off by default is commented out
 
 
 def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:

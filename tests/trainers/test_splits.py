@@ -115,3 +115,46 @@ def test_splits_csv(tmp_path: Path) -> None:
     assert lines[0] == "slide_id,case_id,her2_score,label,split,fold"
     assert lines[2] == "s01,case01,1,1,test,"
     assert len(lines) == 17
+
+
+class TestFile:
+    def test_a_split_that_was_written_is_read_back(self, tmp_path: Path) -> None:
+        slides = planted_slides(HERE, 24)
+        splits = make_splits(slides, FOUR, SplitsSection(folds=3, seed=7))
+        write_splits(splits, tmp_path / "splits.csv")
+        again = make_splits(slides, FOUR, SplitsSection(file=str(tmp_path / "splits.csv")))
+        assert again == splits
+        fewer = make_splits(slides[:-1], FOUR, SplitsSection(file=str(tmp_path / "splits.csv")))
+        assert fewer.slides == splits.slides[:-1]
+
+    def test_three_columns_are_enough_and_cases_are_the_cohorts(self, tmp_path: Path) -> None:
+        slides = planted_slides(HERE, 16)
+        rows = [
+            f"{s.slide_id},{'test' if k < 4 else 'train'},{'' if k < 4 else k // 4 - 1}" for k, s in enumerate(slides)
+        ]
+        path = tmp_path / "mine.csv"
+        path.write_text("\n".join(["slide_id,split,fold", *rows]))
+        splits = make_splits(slides, FOUR, SplitsSection(file=str(path)))
+        assert_no_leak(splits)
+        assert [s.fold for s in splits.slides] == [None] * 4 + [0] * 4 + [1] * 4 + [2] * 4
+        twins = [replace(s, case_id="one") if k in {0, 15} else s for k, s in enumerate(slides)]
+        with pytest.raises(CohortError, match="cases one have slides both in"):
+            make_splits(twins, FOUR, SplitsSection(file=str(path)))
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("slide_id,split\ns00,train\n", "no column 'fold'"),
+            ("slide_id,split,fold\ns00,train,0\n", "does not say where s01"),
+            ("slide_id,split,fold\ns00,train,0\ns01,valid,1\n", "split 'valid' and fold '1'"),
+            ("slide_id,split,fold\ns00,train,0\ns01,test,1\n", "split 'test' and fold '1'"),
+            ("slide_id,split,fold\ns00,train,0\ns01,train,2\n", "folds \\[0, 2\\]"),
+        ],
+    )
+    def test_what_does_not_fit(self, tmp_path: Path, text: str, says: str) -> None:
+        path = tmp_path / "splits.csv"
+        path.write_text(text)
+        with pytest.raises(CohortError, match=says):
+            make_splits(planted_slides(HERE, 2), FOUR, SplitsSection(file=str(path)))
+        with pytest.raises(CohortError, match="cannot be read"):
+            make_splits(planted_slides(HERE, 2), FOUR, SplitsSection(file=str(tmp_path / "none.csv")))
