@@ -18,7 +18,7 @@ LIMITS = {**THRESHOLDS, "min_tissue": (0.0, 1.0)}
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def parse_cell(column: str, cell: str) -> str | int | float | None:
+def parse_cell(column: str, cell: str) -> str | int | float | bool | None:
     """Reads one cell.
 
     Args:
@@ -60,6 +60,13 @@ def _parse_score(cell: str) -> int | None:
     return int(cell[0]) if match else None
 
 
+def _parse_ish(cell: str) -> bool | None:
+    words = {"+": True, "positive": True, "amplified": True, "-": False, "negative": False, "not amplified": False}
+    if cell and cell.casefold() not in words:
+        raise CohortError(f"{cell!r} is no result of in situ hybridisation: write + or -, or leave it empty")
+    return words[cell.casefold()] if cell else None
+
+
 def _parse_split(cell: str) -> str | None:
     if cell and cell.casefold() not in SPLITS:
         raise CohortError(f"{cell!r} is no split: write train or test, or leave it empty (folds are made by sweep)")
@@ -92,7 +99,7 @@ def _parse_threshold(column: str, cell: str) -> float | None:
     return value
 
 
-_PARSERS: dict[str, Callable[[str], str | int | float | None]] = {
+_PARSERS: dict[str, Callable[[str], str | int | float | bool | None]] = {
     "slide_id": _parse_slide_id,
     "case_id": _parse_text,
     "path": _parse_text,
@@ -101,4 +108,5 @@ _PARSERS: dict[str, Callable[[str], str | int | float | None]] = {
     "split": _parse_split,
     "mpp": _parse_mpp,
     "regions": _parse_optional_text,
+    "ish": _parse_ish,
 }

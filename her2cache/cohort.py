@@ -12,6 +12,7 @@ One row a slide, in CSV or Parquet:
 | `split` | | optional: `train`, `test` or empty |
 | `mpp` | | optional: um/px of the finest level where the file does not say it, or empty |
 | `regions` | `roi`, `annotations` | optional: GeoJSON of the regions to take patches from, level-0 px; paths as above |
+| `ish` | | optional: result of in situ hybridisation, `+` or `-`, which parts the 2+ for the task her2-low |
 | `min_tissue`, `hue_min` ... | | optional: another threshold for this slide (all names: `cells.LIMITS`), or empty |
 
 Names and words are read without regard to case; other columns are ignored.
@@ -35,7 +36,7 @@ from her2cache.ids import encode_slide_id
 from her2cache.table import Fault, Table, read_table
 
 COLUMNS = ("slide_id", "case_id", "path", "stain", "her2_score", "split", "mpp")
-OPTIONAL = ("regions", *LIMITS)
+OPTIONAL = ("regions", "ish", *LIMITS)
 """Columns that a table is written with only where a slide fills them."""
 REQUIRED = COLUMNS[:5]
 ALIASES = {
@@ -61,6 +62,7 @@ class Slide:
         split: "train", "test" or None.
         mpp: um/px of level 0 where the file's own is missing or wrong; None to trust the file.
         regions: GeoJSON file of the regions that patches are taken from, absolute; None for the whole slide.
+        ish: whether in situ hybridisation found the gene amplified; None when it was not done.
         thresholds: names and values of the thresholds that are others for this slide, see `cells.LIMITS`.
     """
 
@@ -73,6 +75,7 @@ class Slide:
     mpp: float | None = None
     regions: Path | None = None
     thresholds: tuple[tuple[str, float], ...] = ()
+    ish: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ def _record(slide: Slide, folder: Path) -> dict[str, Any]:
     """The row of a slide, a value for each column."""
     regions = None if slide.regions is None else _portable(slide.regions, folder)
     paths = {"path": _portable(slide.path, folder), "regions": regions}
-    return asdict(slide) | dict.fromkeys(LIMITS) | dict(slide.thresholds) | paths
+    ish = {True: "+", False: "-", None: None}[slide.ish]
+    return asdict(slide) | dict.fromkeys(LIMITS) | dict(slide.thresholds) | paths | {"ish": ish}
 
 
 def _portable(path: Path, folder: Path) -> str:
@@ -232,7 +236,8 @@ def _examine(table: Table, folder: Path, *, check_files: bool = False) -> tuple[
                     faults.append(Fault(number, column, message))
         rows.append(_Row(number, values))
     faults += [*_repeated_ids(rows), *_repeated_files(rows)]
-    faults += [*_contradictions(rows, "her2_score"), *_contradictions(rows, "split")]
+    for column in ("her2_score", "ish", "split"):
+        faults += _contradictions(rows, column)
     order = {name: position for position, name in enumerate((*COLUMNS, *OPTIONAL))}
     faults.sort(key=lambda fault: (fault.row or 0, order.get(fault.column or "", -1)))
     return ([] if faults else [row.slide() for row in rows]), faults
@@ -307,6 +312,6 @@ def _contradictions(rows: list[_Row], column: str) -> Iterator[Fault]:
             continue
         other = first.setdefault(case_id, row)
         if (known := other.values[column]) != value:
-            remedy = "a case belongs to one split" if column == "split" else "a case has one score"
-            message = f"case {case_id!r} is {value} here but {known} in row {other.number}: {remedy}"
+            one = {"split": "belongs to one split", "her2_score": "has one score", "ish": "has one result"}[column]
+            message = f"case {case_id!r} is {value} here but {known} in row {other.number}: a case {one}"
             yield Fault(row.number, column, message)

@@ -50,7 +50,7 @@ class DataSection(_Section):
 class TaskSection(_Section):
     """[task]: what to tell apart; `preset` is a name of `trainers.tasks.PRESETS`."""
 
-    preset: Literal["four", "paper-binary"] = "four"
+    preset: Literal["four", "paper-binary", "her2-low"] = "four"
 
 
 class SplitsSection(_Section):

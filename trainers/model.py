@@ -160,4 +160,5 @@ class TrainedModel:
 
 
 def _task(fields: dict[str, Any]) -> Task:
-    return Task(fields["name"], tuple(fields["classes"]), tuple(fields["class_of_score"]))
+    classes, scores = tuple(fields["classes"]), tuple(fields["class_of_score"])
+    return Task(fields["name"], classes, scores, fields.get("class_of_amplified"))

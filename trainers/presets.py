@@ -16,7 +16,8 @@ views = {views:<24}# stored views of a patch (embed --views), of which training 
 stain = "HE"                    # slides of the cohort to use: "HE" or "IHC"
 
 [task]
-preset = "four"                 # "four": 0, 1+, 2+, 3+.  "paper-binary": 0, 1+ against 2+, 3+
+preset = "four"                 # "four": 0, 1+, 2+, 3+.  "paper-binary": 0, 1+ against 2+, 3+.  "her2-low": 0, then
+                                # 1+ and 2+/ISH-, then 3+ and 2+/ISH+ (from the cohort's column ish)
 
 [splits]                        # stratified by score; a case is never on two sides
 test_slides = {test_slides:<18}# fixed test set, unless the cohort has a column `split`

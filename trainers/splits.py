@@ -92,7 +92,7 @@ def make_splits(slides: Sequence[Slide], task: Task, settings: SplitsSection) ->
             slide_id=s.slide_id,
             case_id=s.case_id,
             her2_score=_score(s),
-            label=task.class_of_score[_score(s)],
+            label=_label(s, task),
             split="test" if s.slide_id in test else "train",
             fold=fold_of.get(s.slide_id),
         )
@@ -148,7 +148,7 @@ def _read_splits(path: Path, slides: Sequence[Slide], task: Task) -> tuple[tuple
                 f"[splits] file {path}: slide {s.slide_id} has split {split!r} and fold {fold!r}; write train with a"
                 " fold from 0, or test with an empty fold"
             )
-        label = task.class_of_score[_score(s)]
+        label = _label(s, task)
         number = int(fold) if fold else None
         assigned.append(Assignment(s.slide_id, s.case_id, _score(s), label, "test" if not fold else "train", number))
     found = {s.fold for s in assigned if s.fold is not None}
@@ -157,6 +157,16 @@ def _read_splits(path: Path, slides: Sequence[Slide], task: Task) -> tuple[tuple
             f"[splits] file {path} has folds {sorted(found)}: number at least two, from 0 and without a gap"
         )
     return tuple(assigned), len(found)
+
+
+def _label(slide: Slide, task: Task) -> int:
+    label = task.label(_score(slide), slide.ish)
+    if label is None:
+        raise CohortError(
+            f"slide {slide.slide_id} is 2+ without a result of in situ hybridisation, which the task {task.name} needs:"
+            " fill in the column ish, or leave the slide out"
+        )
+    return label
 
 
 def _score(slide: Slide) -> int:

@@ -22,6 +22,7 @@ from trainers.fit import FitPlan
 from trainers.ledger import Run
 from trainers.model import TrainedModel
 from trainers.splits import Splits, make_splits
+from trainers.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def open_study(experiment: Experiment) -> Study:
     store = FeatureStore.open(data.store)
     spaces = _named([store.find_space(name, views=data.views) for name in data.embedders])
     slides = read_cohort(Path(data.cohort)).with_stain(data.stain).slides
-    left_out = _unusable(slides, store, spaces.values())
+    left_out = _unusable(slides, store, spaces.values(), experiment.classification)
     used = [s for s in slides if s.slide_id not in left_out]
     if not used:
         why = f", for instance {next(iter(left_out.items()))}" if left_out else ""
@@ -132,8 +133,11 @@ def _named(spaces: Sequence[SpaceInfo]) -> dict[str, SpaceInfo]:
     return {s.name if names.count(s.name) == 1 else f"{s.name}@{s.key[:8]}": s for s in spaces}
 
 
-def _unusable(slides: Sequence[Slide], store: FeatureStore, spaces: Iterable[SpaceInfo]) -> dict[str, str]:
+def _unusable(slides: Sequence[Slide], store: FeatureStore, spaces: Iterable[SpaceInfo], task: Task) -> dict[str, str]:
     reasons = {s.slide_id: "the cohort gives no her2_score" for s in slides if s.her2_score is None}
+    for s in slides:
+        if s.her2_score is not None and task.label(s.her2_score, s.ish) is None:
+            reasons[s.slide_id] = f"2+ without a result of in situ hybridisation, which {task.name} needs (column ish)"
     for space in spaces:
         committed = set(store.slides(space.key))
         for s in slides:

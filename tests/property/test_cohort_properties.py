@@ -50,6 +50,7 @@ def _cohorts(draw: st.DrawFn) -> list[Slide]:
     cases = draw(st.lists(_TRIMMED, min_size=1, max_size=3, unique=True))
     score = {case: draw(st.sampled_from([None, 0, 1, 2, 3])) for case in cases}
     split = {case: draw(st.sampled_from([None, "train", "test"])) for case in cases}
+    ish = {case: draw(st.sampled_from([None, True, False])) for case in cases}
     mpp = st.none() | st.floats(0.05, 10.0)
     thresholds = st.fixed_dictionaries({}, optional={name: st.floats(*limits) for name, limits in LIMITS.items()})
     regions = st.none() | _FILE_NAMES.map(lambda name: Path("regions") / name)
@@ -68,6 +69,7 @@ def _cohorts(draw: st.DrawFn) -> list[Slide]:
                 draw(mpp),
                 draw(regions),
                 tuple((name, given_thresholds[name]) for name in LIMITS if name in given_thresholds),
+                ish[case],
             )
         )
     return slides

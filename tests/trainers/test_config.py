@@ -72,7 +72,10 @@ def test_the_digest_tells_experiments_apart_but_not_places(tmp_path: Path) -> No
         (DATA + "[bags]\nsize = 2.5\n", r"toml:6: \[bags\] size is '2.5'.*integer"),
         (DATA + "[bags]\nbalanced = 1\n", r"toml:6: \[bags\] balanced is '1'.*boolean"),
         (DATA + '[splits]\nfolds = "papr"\n', r"toml:6: \[splits\] folds is 'papr'.*integer, or .*'paper'"),
-        (DATA + '[task]\npreset = "five"\n', r"toml:6: \[task\] preset is 'five'.*'four' or 'paper-binary'"),
+        (
+            DATA + '[task]\npreset = "five"\n',
+            r"toml:6: \[task\] preset is 'five'.*'four', 'paper-binary' or 'her2-low'",
+        ),
         ('[data]\ncohort = "c"\nstore = "s"\n', r"toml:1: \[data\] embedders is missing"),
         ("[bags]\nsize = 10\n", r"toml: \[data\] is missing"),
         ("[data\n", r"is no TOML .*line 1"),
