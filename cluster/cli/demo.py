@@ -20,6 +20,7 @@ _WHAT = {
     "runs.parquet": "losses, a row a run and epoch",
     "results.parquet": "metrics, a row a tested run",
     "predictions.parquet": "a row a test bag",
+    "baselines.csv": "logistic regression on mean features and on colours, permuted labels",
     "table2.csv": "the table above, and more",
     "roc.png": "ROC curves, a panel an embedder",
     "roc.csv": "the points of the curves",
