@@ -85,7 +85,9 @@ def rounds(n: int, slides: list[Path], folder: Path) -> dict[str, int]:
         victim = VICTIMS[k % len(VICTIMS)]
         struck[victim] += strike(job, victim, rng)
         job.wait(timeout=300)
-        assert eventually(lambda: not marked(MARK, str(store)), 60), f"round {k}: processes outlive their job"  # noqa: B023
+        eventually(lambda: not marked(MARK, str(store)), 120)  # noqa: B023
+        left = [title(pid) for pid in marked(MARK, str(store))]
+        assert not left, f"round {k}: processes outlive their job: {left}"
         if (store / "store.json").exists():
             opened = FeatureStore.open(store)
             bad = [c for c in verify(opened.records) if c.problem]
