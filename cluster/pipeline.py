@@ -145,7 +145,7 @@ class Pipeline:
                 _Lane(self._new_reader(), self._new_writer())
                 for _ in range(min(len(self._tasks), 2 + -(-self._count // 2)))  # some wait for the disk
             ]
-            self._made |= ray.get(self._embedders[0].ready.remote())
+            self._made |= self._provenance()
             started = time.perf_counter()
             while not self._stopped and self._step():
                 self._watch(self.progress)
@@ -159,6 +159,14 @@ class Pipeline:
             self._outcomes.get(task.slide.slide_id, SlideOutcome(task.slide.slide_id, "skipped", stopped))
             for task in self._tasks
         ]
+
+    def _provenance(self) -> dict[str, Any]:
+        """What the embedders say of themselves. One that dies as it starts is replaced, as one that dies later is."""
+        for _ in range(self._options.max_attempts - 1):
+            with suppress(*_LOST):
+                return cast(dict[str, Any], ray.get(self._embedders[0].ready.remote()))
+            self._embedders[0] = self._new_embedder()
+        return cast(dict[str, Any], ray.get(self._embedders[0].ready.remote()))
 
     def _counted(self) -> list[int]:
         """What each embedder counted, over all actors that still answer."""

@@ -158,7 +158,7 @@ def test_an_address_that_is_none(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_interrupting_keeps_what_is_committed(folder: Path, tmp_path: Path) -> None:
     slides = []
-    for k in range(12):
+    for k in range(30):
         slides.append(folder / f"s{k}.tif")
         slides[-1].write_bytes((folder / "good 1.tif").read_bytes())
     mark, store = uuid.uuid4().hex, tmp_path / "store"
