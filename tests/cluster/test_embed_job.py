@@ -463,6 +463,27 @@ class TestDeath:
         assert capfd.readouterr() == ("", "")
 
     @pytest.mark.slow
+    def test_embedders_that_die_as_they_start_are_replaced(
+        self, slides: list[Slide], trunk: Trunk, store: FeatureStore, tmp_path: Path
+    ) -> None:
+        killed = list[int]()
+
+        def strike() -> None:
+            eventually(lambda: bool(actors("Embed")), 60)
+            killed.extend(actors("Embed"))
+            for pid in killed:
+                kill(pid)
+
+        striker = threading.Thread(target=strike)
+        striker.start()
+        report = embed(slides, [trunk], store)
+        striker.join()
+        assert killed
+        assert statuses(report) == dict.fromkeys(("small", "middle", "full"), "done")
+        plain = {s.slide_id: sequential_digest(s, trunk, tmp_path / "plain") for s in slides}
+        assert digests(store, key_of(trunk)) == plain
+
+    @pytest.mark.slow
     def test_everything_killed_at_once(
         self, slides: list[Slide], trunk: Trunk, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
