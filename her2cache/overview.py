@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2cache.canvas import SegmentGrid
+from her2cache.scratch import scratch
 from her2cache.units import BoolImage, RgbImage
 
 
@@ -29,7 +30,7 @@ def average(
     """
     width, height = size
     blocks = _Blocks(size, grid.height, step)
-    undecodable = np.zeros(blocks.image.shape[:2], np.bool_)
+    undecodable: BoolImage = scratch(blocks.image.shape[:2], np.bool_)  # pyright: ignore[reportAssignmentType]
     for index, pixels, reason in segments:
         row, column = divmod(index, grid.columns)
         x, y = column * grid.width, row * grid.height
@@ -47,7 +48,7 @@ class _Blocks:
     def __init__(self, size: tuple[int, int], segment_height: int, step: int) -> None:
         self._size, self._step = size, step
         width, height = size
-        self.image = np.empty((math.ceil(height / step), math.ceil(width / step), 3), np.uint8)
+        self.image: RgbImage = scratch((math.ceil(height / step), math.ceil(width / step), 3), np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
         self._top = 0  # the row of blocks that the first row of sums belongs to
         self._sums = np.zeros((segment_height // step + 2, self.image.shape[1], 3), np.uint32)
 

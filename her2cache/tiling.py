@@ -80,6 +80,9 @@ class PatchPlan:
         return len(self.coords)
 
 
+_BAND_ROWS = 32  # rows of the grid that are planned together
+
+
 def plan_patches(
     spec: PatchSpec,
     read: ReadPlan,
@@ -104,32 +107,38 @@ def plan_patches(
     stride, side = spec.stride_px * read.factor, spec.patch_px * read.factor  # level px
     slack = 1e-6  # keeps a patch that ends on the border in spite of rounding
     columns, rows = (max(0, int((extent - side + slack) // stride) + 1) for extent in level_size)
-    row, column = np.divmod(np.arange(columns * rows, dtype=np.int32), max(columns, 1))
-    x0, y0 = column * stride, row * stride  # (grid,)
-    boxes = np.stack([x0, y0, x0 + side, y0 + side], axis=1)  # (grid, 4)
-    boxes = np.minimum(boxes, [*level_size, *level_size])
-    share = tissue.share(boxes * read.downsample)  # (grid,)
-    eligible = share >= spec.min_tissue - 1e-9  # a share is a quotient of sums: 1 may come out a bit less
-    if regions is not None:
-        inside = regions.contain((boxes[:, :2] + boxes[:, 2:]) / 2 * read.downsample)  # (grid,)
-        if not inside.any():
-            raise EmptyPlanError(
-                "no patch has its centre in the regions of interest: they lie outside the slide, or are not in level-0"
-                " px; look at both in QuPath, or clear the cell regions of the cohort table"
-            )
-        eligible &= inside
-    if not eligible.any():
+    planned: list[tuple[NDArray[np.int32], NDArray[np.float64]]] = []
+    inside = regions is None
+    for top in range(0, rows if columns else 0, _BAND_ROWS):  # a slide has a million places for a patch
+        row, column = np.divmod(
+            np.arange(top * columns, min(rows, top + _BAND_ROWS) * columns, dtype=np.int32), columns
+        )
+        x0, y0 = column * stride, row * stride  # (band,)
+        boxes = np.minimum(np.stack([x0, y0, x0 + side, y0 + side], axis=1), [*level_size, *level_size])  # (band, 4)
+        # a share is a quotient of sums: 1 may come out a bit less
+        eligible = tissue.share(boxes * read.downsample) >= spec.min_tissue - 1e-9  # (band,)
+        if regions is not None:
+            within = regions.contain((boxes[:, :2] + boxes[:, 2:]) / 2 * read.downsample)  # (band,)
+            inside |= bool(within.any())
+            eligible &= within
+        planned.append((np.stack([column, row], axis=1)[eligible], boxes[eligible]))
+    if not inside:
         raise EmptyPlanError(
-            f"none of {len(boxes)} patches of {spec.patch_px} px at {spec.mpp:g} um/px has {spec.min_tissue:.0%}"
+            "no patch has its centre in the regions of interest: they lie outside the slide, or are not in level-0"
+            " px; look at both in QuPath, or clear the cell regions of the cohort table"
+        )
+    if not any(len(boxes) for _, boxes in planned):
+        raise EmptyPlanError(
+            f"none of {columns * rows} patches of {spec.patch_px} px at {spec.mpp:g} um/px has {spec.min_tissue:.0%}"
             f" tissue (the mask covers {tissue.mask.mean():.1%} of the slide): the slide is blank, smaller than a"
             " patch, or of a stain the thresholds do not fit; choose the preset with --stain HE|IHC, or lower"
             " --min-tissue"
         )
-    boxes = boxes[eligible]
+    grid, boxes = (np.concatenate(parts) for parts in zip(*planned, strict=True))
     return PatchPlan(
         read=read,
         patch_px=spec.patch_px,
-        grid=np.stack([column, row], axis=1)[eligible],
+        grid=grid,
         coords=np.rint(boxes[:, :2] * read.downsample).astype(np.int32),
         boxes=boxes,
         grid_shape=(columns, rows),

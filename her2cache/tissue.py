@@ -10,8 +10,9 @@ from scipy import ndimage
 
 from her2cache.errors import ConfigError
 from her2cache.hsv import Channel, where, within_hues
-from her2cache.pen import find_pen
+from her2cache.pen import LEAST_UM2, MARGIN_UM, find_pen
 from her2cache.pieces import drop_small
+from her2cache.scratch import scratch
 from her2cache.units import BoolImage, RgbImage
 
 
@@ -82,6 +83,9 @@ def preset(stain: str) -> TissueSettings:
     return PRESETS[names[stain]]
 
 
+_BAND_PX = 512  # rows of the picture that are looked at together, with what decides about them
+
+
 @dataclass(frozen=True)
 class Overview:
     """A picture of a whole slide.
@@ -118,11 +122,16 @@ class TissueMask:
         Returns:
             0 to 1, float64 (n,).
         """
-        height, width = self.mask.shape
-        area = np.zeros((height + 1, width + 1), np.int32)  # area[y, x]: tissue in mask[:y, :x]
-        np.cumsum(self.mask, axis=0, out=area[1:, 1:])
-        np.cumsum(area, axis=1, out=area)
+        if not len(boxes):
+            return np.zeros(0)
         x0, y0, x1, y1 = (boxes / self.downsample).T
+        # the rows of the mask under the boxes: callers ask for a band of them at a time
+        top, stop = max(0, int(y0.min())), max(1, int(np.ceil(y1.max())) + 1)
+        under = self.mask[top:stop]
+        y0, y1 = y0 - top, y1 - top
+        area = np.zeros((under.shape[0] + 1, under.shape[1] + 1), np.int32)  # area[y, x]: tissue in under[:y, :x]
+        np.cumsum(under, axis=0, out=area[1:, 1:])
+        np.cumsum(area, axis=1, out=area)
 
         def corner(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
             return ndimage.map_coordinates(area, [y, x], output=np.float64, order=1, mode="nearest")
@@ -143,15 +152,47 @@ def find_tissue(overview: Overview, level0_mpp: float, settings: TissueSettings)
         settings: thresholds.
     """
     pixel_um = overview.downsample * level0_mpp
+    height, width = overview.image.shape[:2]
+    found: BoolImage = scratch((height, width), np.bool_)  # pyright: ignore[reportAssignmentType]
+    reach = _reach_px(settings, pixel_um)
+    for top in range(0, height, _BAND_PX):
+        stop = min(top + _BAND_PX, height)
+        low, high = max(0, top - reach), min(height, stop + reach)
+        rows = slice(low, high)
+        band = _find_in(overview.image[rows], overview.undecodable[rows], pixel_um, settings, low > 0, high < height)
+        found[top:stop] = band[top - low : stop - low]
+    return TissueMask(found, overview.downsample)
+
+
+def _reach_px(settings: TissueSettings, pixel_um: float) -> int:
+    """Rows above and below a band that decide about the pixels in it.
+
+    A piece is small by its area, so none that is small is longer than that many pixels, and one that leaves the rows
+    looked at has at least as many pixels in them as there are rows: it is large there as in the whole picture.
+    """
+    areas_um2 = settings.hole_um2 + settings.speck_um2 + (LEAST_UM2 if settings.skip_pen else 0)
+    return int(areas_um2 / pixel_um**2 + MARGIN_UM / pixel_um) + 4
+
+
+def _find_in(
+    image: RgbImage, undecodable: BoolImage, pixel_um: float, settings: TissueSettings, above: bool, below: bool
+) -> BoolImage:
+    """Tissue in some rows; `above` and `below` say whether the slide goes on there."""
     pixel_um2 = pixel_um**2
-    mask = threshold(overview.image, settings)
-    pen = find_pen(overview.image, pixel_um) if settings.skip_pen else np.zeros_like(mask)
-    mask = (mask & ~pen) | overview.undecodable
-    filled = np.asarray(ndimage.binary_fill_holes(mask), np.bool_)
-    holes = filled & ~mask  # never the glass around the tissue, however little of it there is
-    mask |= holes & ~drop_small(holes, settings.hole_um2 / pixel_um2)
-    mask = drop_small(mask & ~pen, settings.speck_um2 / pixel_um2)
-    return TissueMask(mask | overview.undecodable, overview.downsample)
+    mask = threshold(image, settings)
+    pen = find_pen(image, pixel_um) if settings.skip_pen else np.zeros_like(mask)
+    mask = (mask & ~pen) | undecodable
+    mask |= _small_holes(mask, settings.hole_um2 / pixel_um2, above, below)
+    return drop_small(mask & ~pen, settings.speck_um2 / pixel_um2) | undecodable
+
+
+def _small_holes(mask: BoolImage, min_px: float, above: bool, below: bool) -> BoolImage:
+    """Holes in tissue smaller than `min_px`; never the glass around it, however little of it there is."""
+    # glass beyond rows that the slide goes on after is not at its border: walls keep a hole there a hole
+    wall = np.ones((1, mask.shape[1]), np.bool_)
+    walled = np.concatenate([wall[: int(above)], mask, wall[: int(below)]])
+    holes = (np.asarray(ndimage.binary_fill_holes(walled), np.bool_) & ~walled)[int(above) : len(walled) - int(below)]
+    return holes & ~drop_small(holes, min_px)
 
 
 def threshold(image: RgbImage, settings: TissueSettings) -> BoolImage:

@@ -7,7 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
 
+from her2cache import tissue
 from her2cache.errors import ConfigError
 from her2cache.tissue import PRESETS, Overview, TissueMask, TissueSettings, find_tissue, preset, threshold
 from her2cache.units import BoolImage, RgbImage
@@ -149,3 +153,37 @@ class TestShare:
 
     def test_of_no_boxes_is_nothing(self) -> None:
         assert TissueMask(np.ones((2, 2), np.bool_), 1.0).share(np.empty((0, 4))).shape == (0,)
+
+
+class TestBands:
+    @settings(max_examples=30)
+    @given(
+        st.integers(0, 10**6),
+        st.sampled_from([1, 7, 40]),
+        st.sampled_from([0.0, 6.0, 30.0]),
+        st.sampled_from([0.0, 5.0, 25.0]),
+        st.booleans(),
+    )
+    def test_tissue_is_the_same_however_it_is_looked_for(
+        self, seed: int, band: int, hole: float, speck: float, damaged: bool
+    ) -> None:
+        """A band of rows at a time, with what decides about them, against the whole picture at once."""
+        rng = np.random.default_rng(seed)
+        noise = ndimage.gaussian_filter(rng.standard_normal((90, 50)), rng.uniform(0.3, 3))
+        undecodable = rng.random((90, 50)) < (0.01 if damaged else 0)
+        overview = _overview(_painted(noise > np.quantile(noise, rng.uniform(0.1, 0.9))), undecodable=undecodable)
+        chosen = replace(PRESETS["he"], hole_um2=hole, speck_um2=speck)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tissue, "_BAND_PX", 1000)
+            whole = find_tissue(overview, 1.0, chosen).mask
+            patch.setattr(tissue, "_BAND_PX", band)
+            np.testing.assert_array_equal(find_tissue(overview, 1.0, chosen).mask, whole)
+
+    def test_a_share_is_that_of_the_rows_under_the_boxes(self) -> None:
+        rng = np.random.default_rng(0)
+        mask = TissueMask(rng.random((200, 60)) < 0.5, 3.0)
+        corners = rng.uniform(0, [150, 550], (40, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(5, 30, (40, 2))], axis=1)
+        together = mask.share(boxes)
+        alone = np.concatenate([mask.share(box[None]) for box in boxes])
+        np.testing.assert_allclose(alone, together, atol=1e-12)
