@@ -74,14 +74,7 @@ def _parse_split(cell: str) -> str | None:
 
 
 def _parse_mpp(cell: str) -> float | None:
-    low, high = MPP_RANGE
-    try:
-        mpp = float(cell) if cell else None
-    except ValueError:
-        raise CohortError(f"{cell!r} is no number: write um/px with a decimal point, such as 0.25") from None
-    if mpp is not None and not low <= mpp <= high:  # NaN fails the comparison as well
-        raise CohortError(f"{cell} um/px is not between {low} and {high}: write micrometres per pixel of level 0")
-    return mpp
+    return _parse_number(cell, MPP_RANGE, "micrometres per pixel of level 0, such as 0.25")
 
 
 def _parse_optional_text(cell: str) -> str | None:
@@ -89,13 +82,17 @@ def _parse_optional_text(cell: str) -> str | None:
 
 
 def _parse_threshold(column: str, cell: str) -> float | None:
-    low, high = LIMITS[column]
+    return _parse_number(cell, LIMITS[column], "degrees for a hue, um2 for an area, else a share of 1")
+
+
+def _parse_number(cell: str, limits: tuple[float, float], meaning: str) -> float | None:
+    low, high = limits
     try:
         value = float(cell) if cell else None
     except ValueError:
-        raise CohortError(f"{cell!r} is no number: write one with a decimal point, or leave it empty") from None
+        raise CohortError(f"{cell!r} is no number with a decimal point: write {meaning}, or leave it empty") from None
     if value is not None and not low <= value <= high:  # NaN fails the comparison as well
-        raise CohortError(f"{cell} is not between {low:g} and {high:g}: hues are degrees, the others shares or um2")
+        raise CohortError(f"{cell} is not between {low:g} and {high:g}: write {meaning}, or leave it empty")
     return value
 
 
