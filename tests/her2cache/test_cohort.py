@@ -4,42 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tifffile
 
 from her2cache.cohort import Cohort, Slide, check_cohort, read_cohort, write_cohort
-from her2cache.contest import scan_her2contest
 from her2cache.errors import CohortError
-from her2cache.ids import decode_slide_id, encode_slide_id
-from her2cache.scan import Finding, scan_folder
-
-HEADER = "slide_id,case_id,path,stain,her2_score,split,mpp"
-
-
-def _table(folder: Path, *lines: str, name: str = "cohort.csv") -> Path:
-    path = folder / name
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def _slide_file(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.full((64, 64, 3), 240, np.uint8)
-    tifffile.imwrite(path, pixels, tile=(32, 32), photometric="rgb", resolution=(20_000, 20_000))
-    return path
-
-
-def _places(path: Path) -> list[tuple[int | None, str | None]]:
-    return [(fault.row, fault.column) for fault in check_cohort(path)]
+from tests.cohorts import HEADER, places, slide_file, table
 
 
 class TestRead:
     def test_values_and_paths(self, tmp_path: Path) -> None:
-        path = _table(tmp_path, HEADER, "s1,c1,slides/a.svs,HE,2,train,0.25", "s2,c2,/far/b.svs,IHC,,,")
+        path = table(tmp_path, HEADER, "s1,c1,slides/a.svs,HE,2,train,0.25", "s2,c2,/far/b.svs,IHC,,,")
         assert read_cohort(path) == Cohort(
             (
                 Slide("s1", "c1", tmp_path / "slides/a.svs", "HE", 2, "train", 0.25),
@@ -49,7 +25,7 @@ class TestRead:
         )
 
     def test_thresholds_and_regions_of_a_slide(self, tmp_path: Path) -> None:
-        path = _table(
+        path = table(
             tmp_path,
             "slide_id,case_id,path,stain,her2_score,annotations,saturation_min,min_tissue",
             "s1,c1,a.svs,HE,1,roi/s1.geojson,0.05,",
@@ -61,7 +37,7 @@ class TestRead:
         assert (two.regions, two.thresholds) == (None, ())
 
     def test_with_stain(self, tmp_path: Path) -> None:
-        path = _table(tmp_path, HEADER, "s1,c1,a.svs,HE,2,,", "s2,c1,b.svs,IHC,2,,", "s3,c2,c.svs,HE,0,,")
+        path = table(tmp_path, HEADER, "s1,c1,a.svs,HE,2,,", "s2,c1,b.svs,IHC,2,,", "s3,c2,c.svs,HE,0,,")
         cohort = read_cohort(path)
         assert [slide.slide_id for slide in cohort.with_stain("HE").slides] == ["s1", "s3"]
         assert [slide.slide_id for slide in cohort.with_stain("IHC").slides] == ["s2"]
@@ -76,31 +52,31 @@ class TestRead:
         ],
     )
     def test_aliases_in_any_case(self, tmp_path: Path, header: str) -> None:
-        slides = read_cohort(_table(tmp_path, header, "s1,c1,a.svs,HE,3")).slides
+        slides = read_cohort(table(tmp_path, header, "s1,c1,a.svs,HE,3")).slides
         assert slides == (Slide("s1", "c1", tmp_path / "a.svs", "HE", 3),)
 
     def test_unknown_columns_are_ignored(self, tmp_path: Path) -> None:
-        path = _table(tmp_path, f",{HEADER},fold_0,fold_1,fold_1,age", "0,s1,c1,a.svs,HE,1,,,train,x,y,61")
+        path = table(tmp_path, f",{HEADER},fold_0,fold_1,fold_1,age", "0,s1,c1,a.svs,HE,1,,,train,x,y,61")
         assert read_cohort(path).slides == (Slide("s1", "c1", tmp_path / "a.svs", "HE", 1),)
 
     @pytest.mark.parametrize(("cell", "stain"), [("H&E", "HE"), ("he", "HE"), ("ihc", "IHC"), ("Her2", "IHC")])
     def test_stain_spellings(self, tmp_path: Path, cell: str, stain: str) -> None:
-        assert read_cohort(_table(tmp_path, HEADER, f"s,c,a.svs,{cell},1,,")).slides[0].stain == stain
+        assert read_cohort(table(tmp_path, HEADER, f"s,c,a.svs,{cell},1,,")).slides[0].stain == stain
 
     @pytest.mark.parametrize(
         ("cell", "score"), [("0", 0), ("1+", 1), ("2+", 2), ("3+", 3), ("1.0", 1), (" 3 ", 3), ("", None)]
     )
     def test_score_spellings(self, tmp_path: Path, cell: str, score: int | None) -> None:
-        assert read_cohort(_table(tmp_path, HEADER, f"s,c,a.svs,HE,{cell},,")).slides[0].her2_score == score
+        assert read_cohort(table(tmp_path, HEADER, f"s,c,a.svs,HE,{cell},,")).slides[0].her2_score == score
 
     def test_ids_are_text(self, tmp_path: Path) -> None:
-        slide = read_cohort(_table(tmp_path, HEADER, "007,1e3,a.svs,HE,1,,")).slides[0]
+        slide = read_cohort(table(tmp_path, HEADER, "007,1e3,a.svs,HE,1,,")).slides[0]
         assert (slide.slide_id, slide.case_id) == ("007", "1e3")
 
     @pytest.mark.parametrize("separator", [";", "\t"])
     def test_other_separators(self, tmp_path: Path, separator: str) -> None:
         lines = [line.replace(",", separator) for line in (HEADER, "s1,c1,a.svs,HE,1,test,")]
-        assert read_cohort(_table(tmp_path, *lines)).slides[0].split == "test"
+        assert read_cohort(table(tmp_path, *lines)).slides[0].split == "test"
 
     def test_parquet_as_pandas_writes_it(self, tmp_path: Path) -> None:
         columns = {"slide": [7, 8], "patient": ["c1", "c2"], "wsi": ["a.svs", "b.svs"], "stain": ["HE", "HE"]}
@@ -113,13 +89,13 @@ class TestRead:
         )
 
     def test_files_need_not_exist_unless_asked(self, tmp_path: Path) -> None:
-        path = _table(tmp_path, HEADER, "s1,c1,gone.svs,HE,1,,")
+        path = table(tmp_path, HEADER, "s1,c1,gone.svs,HE,1,,")
         assert len(read_cohort(path).slides) == 1
         with pytest.raises(CohortError, match=r"row 2: path: .*gone\.svs does not exist"):
             read_cohort(path, check_files=True)
 
     def test_one_error_lists_ten_faults_and_counts_the_rest(self, tmp_path: Path) -> None:
-        path = _table(tmp_path, HEADER, *(f"s{i},c{i},{i}.svs,HE,9,," for i in range(12)))
+        path = table(tmp_path, HEADER, *(f"s{i},c{i},{i}.svs,HE,9,," for i in range(12)))
         with pytest.raises(CohortError) as caught:
             read_cohort(path)
         message = str(caught.value)
@@ -132,10 +108,10 @@ class TestRead:
 class TestFaults:
     def test_every_fault_at_once_with_its_row(self, tmp_path: Path) -> None:
         for name in "abcdefghij":
-            _slide_file(tmp_path / f"{name}.svs")
+            slide_file(tmp_path / f"{name}.svs")
         (tmp_path / "empty.svs").touch()
         (tmp_path / "folder.svs").mkdir()
-        path = _table(
+        path = table(
             tmp_path,
             HEADER,
             "s1,c1,a.svs,HE,1,train,0.5",
@@ -180,8 +156,8 @@ class TestFaults:
         assert "empty" in faults[13, "path"]
 
     def test_thresholds_and_regions_of_a_slide(self, tmp_path: Path) -> None:
-        _slide_file(tmp_path / "a.svs")
-        path = _table(
+        slide_file(tmp_path / "a.svs")
+        path = table(
             tmp_path,
             "slide_id,case_id,path,stain,her2_score,ROI,saturation_min,hue max,min_tissue",
             "s1,c1,a.svs,HE,1,gone.geojson,1.5,many,0.2",
@@ -192,18 +168,18 @@ class TestFaults:
         assert "no number" in faults[2, "hue_max"]
 
     def test_a_linked_slide_is_the_same_file(self, tmp_path: Path) -> None:
-        _slide_file(tmp_path / "a.svs")
+        slide_file(tmp_path / "a.svs")
         (tmp_path / "b.svs").symlink_to(tmp_path / "a.svs")
-        assert _places(_table(tmp_path, HEADER, "s1,c1,a.svs,HE,1,,", "s2,c2,b.svs,HE,1,,")) == [(3, "path")]
+        assert places(table(tmp_path, HEADER, "s1,c1,a.svs,HE,1,,", "s2,c2,b.svs,HE,1,,")) == [(3, "path")]
 
     def test_an_unlabelled_sister_slide_does_not_contradict(self, tmp_path: Path) -> None:
-        _slide_file(tmp_path / "a.svs")
-        _slide_file(tmp_path / "b.svs")
-        path = _table(tmp_path, HEADER, "s1,c1,a.svs,HE,1,train,", "s2,c1,b.svs,IHC,,,")
+        slide_file(tmp_path / "a.svs")
+        slide_file(tmp_path / "b.svs")
+        path = table(tmp_path, HEADER, "s1,c1,a.svs,HE,1,train,", "s2,c1,b.svs,IHC,,,")
         assert check_cohort(path) == []
 
     def test_missing_columns_name_their_aliases(self, tmp_path: Path) -> None:
-        faults = check_cohort(_table(tmp_path, "slide_id,stain", "s1,HE"))
+        faults = check_cohort(table(tmp_path, "slide_id,stain", "s1,HE"))
         assert [(fault.row, fault.column) for fault in faults] == [
             (1, "case_id"),
             (1, "path"),
@@ -213,31 +189,31 @@ class TestFaults:
         assert "wsi" in faults[1].message
 
     def test_two_columns_of_one_meaning(self, tmp_path: Path) -> None:
-        faults = check_cohort(_table(tmp_path, HEADER + ",PATIENT", "s1,c1,a.svs,HE,1,,,c2"))
+        faults = check_cohort(table(tmp_path, HEADER + ",PATIENT", "s1,c1,a.svs,HE,1,,,c2"))
         assert (faults[0].row, faults[0].column) == (1, "case_id")
         assert "'case_id' and 'PATIENT'" in faults[0].message
 
     def test_no_slide_below_the_header(self, tmp_path: Path) -> None:
-        assert _places(_table(tmp_path, HEADER)) == [(1, None)]
+        assert places(table(tmp_path, HEADER)) == [(1, None)]
 
     def test_an_open_quote_is_found_where_it_opens(self, tmp_path: Path) -> None:
-        path = _table(tmp_path, HEADER, "s1,c1,a.svs,HE,1,,", 's2,"c2,b.svs,HE,1,,', "s3,c3,c.svs,HE,1,,")
-        assert (3, None) in _places(path)
+        path = table(tmp_path, HEADER, "s1,c1,a.svs,HE,1,,", 's2,"c2,b.svs,HE,1,,', "s3,c3,c.svs,HE,1,,")
+        assert (3, None) in places(path)
 
     def test_rows_after_a_quoted_line_break_keep_their_line(self, tmp_path: Path) -> None:
-        path = _table(tmp_path, HEADER + ",note", 's1,c1,a.svs,HE,1,,,"two\nlines"', "s2,c2,b.svs,HE,7,,,")
-        assert (4, "her2_score") in _places(path)
+        path = table(tmp_path, HEADER + ",note", 's1,c1,a.svs,HE,1,,,"two\nlines"', "s2,c2,b.svs,HE,7,,,")
+        assert (4, "her2_score") in places(path)
 
     def test_control_characters_in_an_id(self, tmp_path: Path) -> None:
-        path = _table(tmp_path, HEADER, 's1,"c\n1",a.svs,HE,1,,')
-        assert (2, "case_id") in _places(path)
+        path = table(tmp_path, HEADER, 's1,"c\n1",a.svs,HE,1,,')
+        assert (2, "case_id") in places(path)
 
     def test_parquet_rows_count_the_header(self, tmp_path: Path) -> None:
         names = HEADER.split(",")[:5]
         rows = [("s1", "c1", "a.svs", "HE", 1), ("s2", "c2", "b.svs", "HE", 5)]
         table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
         pq.write_table(table, tmp_path / "cohort.parquet")
-        assert (3, "her2_score") in _places(tmp_path / "cohort.parquet")
+        assert (3, "her2_score") in places(tmp_path / "cohort.parquet")
 
     @pytest.mark.parametrize(
         ("content", "says"),
@@ -302,159 +278,3 @@ class TestWrite:
         (tmp_path / "file").touch()
         with pytest.raises(CohortError, match="cannot be written"):
             write_cohort([Slide("s", "c", Path("a.svs"), "HE")], tmp_path / "file" / "cohort.csv")
-
-
-class TestIds:
-    @pytest.mark.parametrize(
-        ("slide_id", "name"),
-        [
-            ("CMU-1_a.b", "CMU-1_a.b"),
-            ("..", "%2E."),
-            ("a/b 1", "a%2Fb%201"),
-            ("50%", "50%25"),
-            ("é", "%C3%A9"),
-        ],
-    )
-    def test_names(self, slide_id: str, name: str) -> None:
-        assert encode_slide_id(slide_id) == name
-        assert decode_slide_id(name) == slide_id
-
-    @pytest.mark.parametrize("slide_id", ["", "x" * 201, "é" * 34, "\udcff"])
-    def test_ids_that_cannot_be_names(self, slide_id: str) -> None:
-        with pytest.raises(CohortError):
-            encode_slide_id(slide_id)
-
-    @pytest.mark.parametrize("name", ["", ".DS_Store", "%41", "%c3%a9", "%FF", "a b", "%", "é"])
-    def test_names_that_are_not_ours(self, name: str) -> None:
-        with pytest.raises(CohortError):
-            decode_slide_id(name)
-
-    def test_an_over_long_id_is_a_fault_of_its_row(self, tmp_path: Path) -> None:
-        assert (2, "slide_id") in _places(_table(tmp_path, HEADER, f"{'x' * 201},c1,a.svs,HE,1,,"))
-
-
-class TestScanByTemplate:
-    def test_default_takes_every_slide_suffix(self, tmp_path: Path) -> None:
-        for name in ["b.svs", "deep/er/a.NDPI", "notes.txt", ".hidden.svs", ".git/x.svs"]:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text("x")
-        scan = scan_folder(tmp_path)
-        assert scan.slides == (
-            Slide("b", "b", tmp_path / "b.svs", "HE"),
-            Slide("a", "a", tmp_path / "deep/er/a.NDPI", "HE"),
-        )
-        assert [finding.name for finding in scan.findings] == ["notes.txt"]
-
-    @pytest.mark.parametrize(
-        ("template", "name", "expected"),
-        [
-            ("{case_id}_{stain}.svs", "P_07_HE.svs", ("P_07_HE", "P_07", "HE", None)),
-            ("{case_id}_{stain}", "deep/P7_ihc.tif", ("P7_ihc", "P7", "IHC", None)),
-            ("{case_id}/{slide_id}", "P7/x y.ndpi", ("x y", "P7", "HE", None)),
-            ("{case_id}/{case_id}_{stain}.ndpi", "01/01_Her2.ndpi", ("01_Her2", "01", "IHC", None)),
-            ("{her2_score}/{case_id}*", "2+/P7.x.svs", ("P7.x", "P", "HE", 2)),
-            ("*-{case_id}.v2", "lab-9.v2.svs", ("lab-9.v2", "9", "HE", None)),
-        ],
-    )
-    def test_fields(self, tmp_path: Path, template: str, name: str, expected: tuple[object, ...]) -> None:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
-        (slide,) = scan_folder(tmp_path, template).slides
-        assert (slide.slide_id, slide.case_id, slide.stain, slide.her2_score) == expected
-        assert slide.path == tmp_path / name
-
-    def test_what_does_not_fit_is_reported(self, tmp_path: Path) -> None:
-        for name in ["P1_HE.svs", "P1_HE.tif", "P2.svs", "01/02_HE.svs"]:
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text("x")
-        scan = scan_folder(tmp_path, "{case_id}_{stain}.svs")
-        assert [slide.case_id for slide in scan.slides] == ["02", "P1"]
-        assert [finding.name for finding in scan.findings] == ["P1_HE.tif", "P2.svs"]
-        with pytest.raises(CohortError, match="no slide below"):
-            scan_folder(tmp_path, "{case_id}/{case_id}_{stain}.svs")
-
-    def test_stain_of_all(self, tmp_path: Path) -> None:
-        (tmp_path / "a.svs").write_text("x")
-        assert scan_folder(tmp_path, stain="IHC").slides[0].stain == "IHC"
-
-    def test_one_name_in_many_folders(self, tmp_path: Path) -> None:
-        for name in ["P1/HE.svs", "P2/HE.svs", "P2/IHC.svs"]:
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text("x")
-        slides = scan_folder(tmp_path, "{case_id}/{stain}").slides
-        assert [(slide.slide_id, slide.case_id) for slide in slides] == [
-            ("P1_HE", "P1"),
-            ("P2_HE", "P2"),
-            ("IHC", "P2"),
-        ]
-
-    def test_a_second_slide_of_one_id_is_lost_and_said(self, tmp_path: Path) -> None:
-        for name in ["P1_a.svs", "P1_b.svs"]:
-            (tmp_path / name).write_text("x")
-        scan = scan_folder(tmp_path, "{slide_id}_*")
-        assert [slide.path.name for slide in scan.slides] == ["P1_a.svs"]
-        assert [(finding.name, finding.slide_lost) for finding in scan.findings] == [("P1_b.svs", True)]
-
-    @pytest.mark.parametrize("template", ["{case}_x", "{case_id", "case_id}", "{}"])
-    def test_malformed_templates(self, tmp_path: Path, template: str) -> None:
-        with pytest.raises(CohortError, match="template"):
-            scan_folder(tmp_path, template)
-
-    def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(CohortError, match="is no folder"):
-            scan_folder(tmp_path / "none")
-
-
-def _contest(folder: Path, rows: list[tuple[object, ...]]) -> None:
-    book = openpyxl.Workbook()
-    sheet = book.worksheets[0]
-    sheet.append(["Ground truth of the training cases"])
-    percentage = "PERCENTAGE CELLS WITH COMPLETE MEMBRANE STAINING IRRESPECTIVE OF INTENSITY"
-    sheet.append([None, "CaseNo", "HeR2 SCORE", percentage])
-    for row in rows:
-        sheet.append([None, *row])
-    book.save(folder / "groundTruth.xlsx")
-
-
-class TestHer2Contest:
-    def test_layout(self, tmp_path: Path) -> None:
-        for name in ["01/01_HE", "01/01_HER2", "04/04_HE", "04/04_Her2", "09/09_HE", "11/11_HE", "11/11_HER2"]:
-            _slide_file(tmp_path / f"{name}.ndpi")
-        (tmp_path / "01/readme.txt").write_text("x")
-        _contest(tmp_path, [(1, 0, 0), (4, 3, 90), (9.0, "2+", 20), (25, 1, 5), (None, None, None)])
-        scan = scan_her2contest(tmp_path)
-        assert [(s.slide_id, s.case_id, s.stain, s.her2_score) for s in scan.slides] == [
-            ("01_HE", "01", "HE", 0),
-            ("01_HER2", "01", "IHC", 0),
-            ("04_HE", "04", "HE", 3),
-            ("04_Her2", "04", "IHC", 3),
-            ("09_HE", "09", "HE", 2),
-            ("11_HE", "11", "HE", None),
-            ("11_HER2", "11", "IHC", None),
-        ]
-        assert set(scan.findings) == {
-            Finding("01/readme.txt", "is not NN/NN_HE.ndpi or NN/NN_HER2.ndpi"),
-            Finding("case 09", "has no HER2 slide"),
-            Finding("case 11", "has no score in groundTruth.xlsx: its slides are written unlabelled"),
-            Finding("case 25", "has a score but no slide"),
-        }
-        write_cohort(scan.slides, tmp_path / "cohort.csv")
-        assert check_cohort(tmp_path / "cohort.csv") == []
-
-    def test_rows_that_give_no_score(self, tmp_path: Path) -> None:
-        _slide_file(tmp_path / "01/01_HE.ndpi")
-        _contest(tmp_path, [(1, 2, 0), (1, 3, 0), (2, 7, 0), ("total", 1, 0)])
-        scan = scan_her2contest(tmp_path)
-        assert scan.slides[0].her2_score == 2
-        reported = [finding.name for finding in scan.findings]
-        assert {"groundTruth.xlsx row 4", "groundTruth.xlsx row 5", "groundTruth.xlsx row 6"} <= set(reported)
-
-    @pytest.mark.parametrize("content", [None, b"no workbook", "other"])
-    def test_workbook_missing_or_wrong(self, tmp_path: Path, content: bytes | str | None) -> None:
-        _slide_file(tmp_path / "01/01_HE.ndpi")
-        if isinstance(content, bytes):
-            (tmp_path / "groundTruth.xlsx").write_bytes(content)
-        elif content:
-            openpyxl.Workbook().save(tmp_path / "groundTruth.xlsx")
-        with pytest.raises(CohortError, match=r"groundTruth\.xlsx"):
-            scan_her2contest(tmp_path)
