@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,9 @@ from her2cache.embedder import canonical_json
 from her2cache.errors import ConfigError
 from trainers.stack import Configuration
 from trainers.tasks import Task, find_task
+
+RANDOM = "alexnet-random"
+"""The embedder that `[data] random_seeds` is about."""
 
 Positive = Annotated[int, Field(ge=1)]
 Rates = Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(min_length=1)]
@@ -38,6 +42,8 @@ class DataSection(_Section):
         views: stored views of a patch, of which training draws one an instance; None takes the one space that an
             embedder has, however many views it holds.
         stain: slides of the cohort to use.
+        random_seeds: how many stored seeds of alexnet-random take part (alexnet-random, alexnet-random-s1, ...); the
+            tables average over them.
     """
 
     cohort: str
@@ -45,6 +51,7 @@ class DataSection(_Section):
     embedders: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
     views: Positive | None = None
     stain: Literal["HE", "IHC"] = "HE"
+    random_seeds: Positive = 1
 
 
 class TaskSection(_Section):
@@ -63,12 +70,14 @@ class SplitsSection(_Section):
         seed: of both.
         file: a splits.csv, of another sweep or made by hand, to use instead; a relative path starts at the experiment
             file's folder.
+        nested: outer folds of a nested cross-validation over all slides, beside the fixed test set; 0 leaves it out.
     """
 
     folds: Annotated[int, Field(ge=2)] | Literal["paper"] = 5
     test_slides: Positive = 8
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 123
     file: str | None = None
+    nested: Literal[0] | Annotated[int, Field(ge=3)] = 0
 
 
 class BagsSection(_Section):
@@ -92,9 +101,15 @@ class BagsSection(_Section):
 
 
 class ModelSection(_Section):
-    """[model]: `attention_units` is the width of W2 in the paper's equation 1."""
+    """[model]: the attention network.
+
+    Attributes:
+        attention_units: width of W2 in the paper's equation 1.
+        attention: "tanh" is that equation; "gated" multiplies its hidden units by sigmoid(U v), Ilse et al. 2018.
+    """
 
     attention_units: Positive = 256
+    attention: Literal["tanh", "gated"] = "tanh"
 
 
 class TrainingSection(_Section):
@@ -102,6 +117,7 @@ class TrainingSection(_Section):
 
     Attributes:
         epochs: epochs of a run.
+        patience: epochs without a lower validation loss after which a run ends; 0 lets every run take all epochs.
         batch_bags: bags an optimiser step.
         learning_rate: rates of the grid.
         weight_decay: L2 factors of the grid.
@@ -110,6 +126,7 @@ class TrainingSection(_Section):
     """
 
     epochs: Positive = 50
+    patience: Annotated[int, Field(ge=0)] = 0
     batch_bags: Positive = 64
     learning_rate: Annotated[Rates, BeforeValidator(_as_tuple)] = (1e-3, 1e-4, 1e-5, 1e-6)
     weight_decay: Annotated[Rates, BeforeValidator(_as_tuple)] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
@@ -122,6 +139,29 @@ class TrainingSection(_Section):
         return tuple(Configuration(lr, wd) for lr, wd in product(rates, decays))
 
 
+class SearchSection(_Section):
+    """[search]: which configurations are tried.
+
+    Attributes:
+        method: "grid" is every learning rate with every weight decay. The others draw from the range that these lists
+            span, evenly on a logarithmic scale: "random" trains every draw to its end, "asha" ends the worse ones
+            early, "optuna" lets earlier results guide later draws.
+        samples: draws of an embedder.
+        seed: of the draws.
+    """
+
+    method: Literal["grid", "random", "asha", "optuna"] = "grid"
+    samples: Positive = 20
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 123
+
+
+class TestingSection(_Section):
+    """[testing]: "chosen" tests the configuration of least mean validation loss, "all" every one; selection is blind to
+    it."""
+
+    configurations: Literal["chosen", "all"] = "chosen"
+
+
 class Experiment(_Section):
     """An experiment file, checked; see the sections."""
 
@@ -131,6 +171,8 @@ class Experiment(_Section):
     bags: BagsSection = BagsSection()
     model: ModelSection = ModelSection()
     training: TrainingSection = TrainingSection()
+    search: SearchSection = SearchSection()
+    testing: TestingSection = TestingSection()
 
     @property
     def classification(self) -> Task:
@@ -162,6 +204,10 @@ def read_experiment(path: Path) -> Experiment:
         raise ConfigError(f"{path} is no TOML ({error}): text stands in quotes, lists in brackets") from error
     except ValidationError as error:
         raise ConfigError(_explain(path, text, error)) from error
+    if faults := [
+        f"{path}:{_line_of(text, *place)}: [{place[0]}] {place[1]} {why}" for place, why in _clashes(experiment)
+    ]:
+        raise ConfigError("; ".join(faults))
     folder = path.absolute().parent
     data = experiment.data
     store = data.store if "://" in data.store else str(folder / data.store)
@@ -170,6 +216,25 @@ def read_experiment(path: Path) -> Experiment:
     if splits.file is not None:
         splits = splits.model_copy(update={"file": str(folder / splits.file)})
     return experiment.model_copy(update={"data": resolved, "splits": splits})
+
+
+def _clashes(e: Experiment) -> Iterator[tuple[tuple[str, str], str]]:
+    """Values that make no sense together: (section, key), why and what to do."""
+    t, drawn = e.training, e.search.method != "grid"
+    if t.batch_bags > e.bags.per_epoch:
+        yield ("training", "batch_bags"), f"is {t.batch_bags}, an epoch has {e.bags.per_epoch} bags: lower it"
+    if t.patience >= t.epochs:
+        yield ("training", "patience"), f"is {t.patience}, which never ends a run of {t.epochs} epochs: lower it, or 0"
+    for key, values in (("learning_rate", t.learning_rate), ("weight_decay", t.weight_decay)):
+        if drawn and 0.0 in values:
+            yield (
+                ("training", key),
+                f"has 0, which [search] method = {e.search.method!r} cannot draw from: leave it out",
+            )
+    if drawn and len({*t.learning_rate}) == len({*t.weight_decay}) == 1:
+        yield ("search", "method"), "has nothing to draw from: give learning_rate or weight_decay two values, a range"
+    if e.data.random_seeds > 1 and RANDOM not in e.data.embedders:
+        yield ("data", "random_seeds"), f"is of {RANDOM}, which embedders does not name: add it, or leave this out"
 
 
 def _explain(path: Path, text: str, error: ValidationError) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from her2cache.bags import Bags, BagSampler
-from trainers.config import BagsSection, TrainingSection
+from trainers.config import BagsSection, ModelSection, TrainingSection
 from trainers.evaluation import FixedBags
 from trainers.features import FeatureRows, SlideFeatures
 from trainers.ledger import Epoch, Run, name_run, write_run
@@ -33,12 +33,15 @@ class FitPlan:
     Attributes:
         space_key, embedder: the feature space.
         fold: validated on.
+        outer: outer fold of the nested cross-validation, see `trainers.ledger.Run`.
+        embedder_seed: the same.
         training, validation: slides.
         configurations: runs of the stack.
         task: gives the classes.
         bags, settings: sections of the experiment.
-        attention_units: width of the attention layer.
+        model: section of the experiment.
         experiment: digest of the experiment.
+        fraction: share of each slide's patches that is used.
     """
 
     space_key: str
@@ -50,12 +53,15 @@ class FitPlan:
     task: Task
     bags: BagsSection
     settings: TrainingSection
-    attention_units: int
+    model: ModelSection
     experiment: str
+    outer: int | None = None
+    embedder_seed: int = 0
+    fraction: float = 1.0
 
     def run_ids(self) -> list[str]:
         """Names of the runs, in the order of the configurations."""
-        return [name_run(self.embedder, self.space_key, self.fold, c) for c in self.configurations]
+        return [name_run(self.embedder, self.space_key, self.fold, c, self.outer) for c in self.configurations]
 
 
 @dataclass
@@ -114,7 +120,7 @@ def fit(
     training = _Training(plan, features, scaling)
     validation = _Validation(plan, features, scaling)
     model = AttentionMIL.seeded(
-        features[plan.training[0].slide_id][0].shape[1], len(plan.task.classes), plan.attention_units, _seed(plan)
+        features[plan.training[0].slide_id][0].shape[1], len(plan.task.classes), plan.model.attention_units, _seed(plan)
     )
     stack = Stack(model, plan.configurations)
     everyone = [_Course(c) for c in plan.configurations]
@@ -200,7 +206,7 @@ def failed_runs(plan: FitPlan, reason: str) -> list[Run]:
 
 def _run(plan: FitPlan, course: _Course) -> Run:
     return Run(
-        run_id=name_run(plan.embedder, plan.space_key, plan.fold, course.configuration),
+        run_id=name_run(plan.embedder, plan.space_key, plan.fold, course.configuration, plan.outer),
         space_key=plan.space_key,
         embedder=plan.embedder,
         fold=plan.fold,
@@ -209,6 +215,8 @@ def _run(plan: FitPlan, course: _Course) -> Run:
         epochs=tuple(course.epochs),
         best=course.best,
         reason=course.reason,
+        outer=plan.outer,
+        embedder_seed=plan.embedder_seed,
     )
 
 

@@ -37,11 +37,14 @@ class Run:
         run_id: its name, also of its checkpoint.
         space_key, embedder: the feature space.
         fold: validated on.
+        outer: outer fold of the nested cross-validation that is kept for testing; None is the fixed test set.
+        embedder_seed: of an untrained embedder, else 0.
         seed: of initial weights and bags.
         configuration: learning rate and weight decay.
         epochs: in order.
         best: epoch of least validation loss, the one kept as checkpoint; None when the run failed.
         reason: why it failed; empty when it did not.
+        stopped: what ended it before its last epoch, "patience" or "asha"; empty when nothing did.
     """
 
     run_id: str
@@ -53,6 +56,9 @@ class Run:
     epochs: tuple[Epoch, ...]
     best: int | None
     reason: str = ""
+    stopped: str = ""
+    outer: int | None = None
+    embedder_seed: int = 0
 
     @property
     def val_loss(self) -> float:
@@ -60,11 +66,12 @@ class Run:
         return float("inf") if self.best is None else self.epochs[self.best].val_loss
 
 
-def name_run(embedder: str, space_key: str, fold: int, configuration: Configuration) -> str:
-    """For instance `alexnet-imagenet-1a2b3c4d-f0-lr1e-03-wd1e-05`; shorter only for the usual numbers."""
+def name_run(embedder: str, space_key: str, fold: int, configuration: Configuration, outer: int | None = None) -> str:
+    """For instance `alexnet-imagenet-1a2b3c4d-f0-lr1e-03-wd1e-05`; an outer fold is `-o2-f0-`."""
     rate, decay = (_short(x) for x in (configuration.learning_rate, configuration.weight_decay))
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in embedder)
-    return f"{safe}-{space_key[:8]}-f{fold}-lr{rate}-wd{decay}"
+    place = f"f{fold}" if outer is None else f"o{outer}-f{fold}"
+    return f"{safe}-{space_key[:8]}-{place}-lr{rate}-wd{decay}"
 
 
 def write_run(run: Run, folder: Path) -> None:

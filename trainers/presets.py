@@ -14,6 +14,7 @@ embedders = [{embedders}]
 views = {views:<24}# stored views of a patch (embed --views), of which training draws one an instance; the
                                 # paper augments afresh at every step. Left out: whatever the store has
 stain = "HE"                    # slides of the cohort to use: "HE" or "IHC"
+random_seeds = {random_seeds:<17}# of alexnet-random, averaged: embed alexnet-random, alexnet-random=1, =2, ... for more
 
 [task]
 preset = "four"                 # "four": 0, 1+, 2+, 3+.  "paper-binary": 0, 1+ against 2+, 3+.  "her2-low": 0, then
@@ -23,6 +24,8 @@ preset = "four"                 # "four": 0, 1+, 2+, 3+.  "paper-binary": 0, 1+ 
 test_slides = {test_slides:<18}# fixed test set, unless the cohort has a column `split`
 folds = {folds:<24}# cross-validation; "paper": KFold(5, shuffle) over slides, as the original
 seed = 123
+nested = {nested:<23}# outer folds of a nested cross-validation over all cases, pooled: the figure to trust,
+                                # at the cost of as many more sweeps; 0 leaves it out, as the paper did
 # file = "splits.csv"           # the split of another sweep, or your own: slide_id, split, fold
 
 [bags]
@@ -35,14 +38,24 @@ allow_replacement = false       # true: slides with fewer than `size` patches re
 
 [model]
 attention_units = 256           # width of the attention layer, W2 in the paper's equation 1
+attention = "tanh"              # "gated": hidden units times sigmoid(U v), as Ilse et al. 2018
 
 [training]                      # Adam; every learning rate is tried with every weight decay
 epochs = {epochs:<23}# the epoch of least validation loss is kept
+patience = 0                    # epochs without a lower validation loss that end a run; 0: none does
 batch_bags = 64                 # bags an optimiser step
 learning_rate = {learning_rate}
 weight_decay = {weight_decay}
 feature_norm = "none"           # "standardize": features of every embedder to mean 0 and SD 1 over the training slides
 seed = 123                      # of initial weights and bags
+
+[search]
+method = "grid"                 # "random", "asha" (ends bad runs early) and "optuna" draw from the ranges of the lists
+samples = 20                    # draws an embedder; the grid has no use for them
+seed = 123
+
+[testing]
+configurations = "chosen"       # "all": test every configuration, not only that of least mean validation loss
 """
 
 PAPER = _KEYS.format(
@@ -51,7 +64,9 @@ PAPER = _KEYS.format(
     stem="paper",
     embedders='"alexnet-random", "alexnet-pcam", "alexnet-ihc", "alexnet-imagenet"',
     views=8,
+    random_seeds=1,
     test_slides=8,
+    nested=5,
     folds=5,
     per_epoch=6400,
     validation=2500,
@@ -67,7 +82,9 @@ QUICK = _KEYS.format(
     stem="quick",
     embedders='"alexnet-random", "alexnet-imagenet"',
     views=1,
+    random_seeds=1,
     test_slides=8,
+    nested=0,
     folds=3,
     per_epoch=640,
     validation=500,

@@ -57,7 +57,7 @@ class Study:
                 task=e.classification,
                 bags=e.bags,
                 settings=e.training,
-                attention_units=e.model.attention_units,
+                model=e.model,
                 experiment=e.digest(),
             )
             for name, space in self.spaces.items()

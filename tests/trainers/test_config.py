@@ -21,7 +21,9 @@ def read(folder: Path, text: str) -> Experiment:
 
 def test_what_is_left_out_is_the_papers(tmp_path: Path) -> None:
     short, paper = read(tmp_path, DATA), read(tmp_path, PAPER)
-    assert short.model_dump(exclude={"data"}) == paper.model_dump(exclude={"data"})
+    ours = {"data": True, "splits": {"nested"}}  # the paper has no nested cross-validation
+    assert short.model_dump(exclude=ours) == paper.model_dump(exclude=ours)
+    assert (short.splits.nested, paper.splits.nested) == (0, 5)
     assert (paper.training.epochs, paper.training.batch_bags, paper.splits.folds) == (50, 64, 5)
     assert (paper.bags.size, paper.bags.per_epoch, paper.bags.validation, paper.bags.test) == (100, 6400, 2500, 2500)
     grid = paper.training.grid()
@@ -76,6 +78,18 @@ def test_the_digest_tells_experiments_apart_but_not_places(tmp_path: Path) -> No
             DATA + '[task]\npreset = "five"\n',
             r"toml:6: \[task\] preset is 'five'.*'four', 'paper-binary' or 'her2-low'",
         ),
+        (DATA + "[splits]\nnested = 2\n", r"toml:6: \[splits\] nested is '2'"),
+        (DATA + "[training]\nbatch_bags = 7\n[bags]\nper_epoch = 6\n", r"toml:6: \[training\] batch_bags is 7.*6 bags"),
+        (DATA + "[training]\nepochs = 3\npatience = 3\n", r"toml:7: \[training\] patience is 3.*3 epochs"),
+        (
+            DATA + '[training]\nweight_decay = [0.0, 1e-3]\n[search]\nmethod = "random"\n',
+            r"toml:6: \[training\] weight_decay has 0.*'random' cannot draw",
+        ),
+        (
+            DATA + '[training]\nweight_decay = [1e-3]\nlearning_rate = [1e-3]\n[search]\nmethod = "asha"\n',
+            r"toml:9: \[search\] method has nothing to draw from",
+        ),
+        (DATA + "random_seeds = 5\n", r"toml:5: \[data\] random_seeds.*embedders does not name"),
         ('[data]\ncohort = "c"\nstore = "s"\n', r"toml:1: \[data\] embedders is missing"),
         ("[bags]\nsize = 10\n", r"toml: \[data\] is missing"),
         ("[data\n", r"is no TOML .*line 1"),

@@ -9,7 +9,7 @@ import pytest
 
 from her2cache.errors import BagError, SweepError
 from tests.planted import PATCHES, planted_features, planted_slides
-from trainers.config import BagsSection, SplitsSection, TrainingSection
+from trainers.config import BagsSection, ModelSection, SplitsSection, TrainingSection
 from trainers.features import SlideFeatures
 from trainers.fit import FitPlan, fit
 from trainers.ledger import has_run, name_run, read_run
@@ -36,7 +36,7 @@ def plan() -> FitPlan:
         task=task,
         bags=BagsSection(size=20, per_epoch=200, validation=100),
         settings=TrainingSection(epochs=6, batch_bags=16),
-        attention_units=16,
+        model=ModelSection(attention_units=16),
         experiment="digest",
     )
 
