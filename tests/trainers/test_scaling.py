@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from her2cache.bags import BagSampler
 from tests.planted import planted_features, planted_slides
-from trainers.config import BagsSection, SplitsSection, TrainingSection
+from trainers.config import BagsSection, ModelSection, SplitsSection, TrainingSection
 from trainers.features import FeatureRows, SlideFeatures
 from trainers.fit import FitPlan, fit
 from trainers.model import AttentionMIL, TrainedModel
@@ -86,7 +86,7 @@ def plan() -> FitPlan:
         task=task,
         bags=BagsSection(size=20, per_epoch=200, validation=100),
         settings=TrainingSection(epochs=4, batch_bags=16, feature_norm="standardize"),
-        attention_units=16,
+        model=ModelSection(attention_units=16),
         experiment="digest",
     )
 
