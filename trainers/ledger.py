@@ -69,9 +69,13 @@ class Run:
 def name_run(embedder: str, space_key: str, fold: int, configuration: Configuration, outer: int | None = None) -> str:
     """For instance `alexnet-imagenet-1a2b3c4d-f0-lr1e-03-wd1e-05`; an outer fold is `-o2-f0-`."""
     rate, decay = (_short(x) for x in (configuration.learning_rate, configuration.weight_decay))
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in embedder)
     place = f"f{fold}" if outer is None else f"o{outer}-f{fold}"
-    return f"{safe}-{space_key[:8]}-{place}-lr{rate}-wd{decay}"
+    return f"{safe_name(embedder)}-{space_key[:8]}-{place}-lr{rate}-wd{decay}"
+
+
+def safe_name(embedder: str) -> str:
+    """An embedder's name as part of a file's name."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in embedder)
 
 
 def write_run(run: Run, folder: Path) -> None:

@@ -32,24 +32,30 @@ class AttentionMIL(nn.Module):
         dim: length of a feature vector.
         classes: outputs.
         attention_units: rows of W2, 256 in the paper.
+        gated: multiplies the hidden units by `sigmoid(U v_k)`: gated attention of Ilse, Tomczak and Welling 2018.
     """
 
-    def __init__(self, dim: int, classes: int, attention_units: int = 256) -> None:
+    def __init__(self, dim: int, classes: int, attention_units: int = 256, *, gated: bool = False) -> None:
         super().__init__()
+        self.units, self.classes, self.gated = attention_units, classes, gated
         self.hidden = nn.Linear(dim, attention_units)
+        self.gate = nn.Linear(dim, attention_units) if gated else None
         self.attention = nn.Linear(attention_units, 1)
         self.classifier = nn.Linear(dim, classes)
 
     @classmethod
-    def seeded(cls, dim: int, classes: int, attention_units: int, seed: int) -> AttentionMIL:
+    def seeded(cls, dim: int, classes: int, attention_units: int, seed: int, *, gated: bool = False) -> AttentionMIL:
         """A freshly initialised model; the global random state is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(dim, classes, attention_units)
+            return cls(dim, classes, attention_units, gated=gated)
 
     def attention_logits(self, v: Tensor) -> Tensor:
         """s_k of each instance; (..., dim) -> (...)."""
-        return self.attention(torch.tanh(self.hidden(v))).squeeze(-1)
+        hidden = torch.tanh(self.hidden(v))  # (..., units)
+        if self.gate is not None:
+            hidden = hidden * torch.sigmoid(self.gate(v))
+        return self.attention(hidden).squeeze(-1)
 
     def forward(self, v: Tensor) -> Tensor:
         """Class logits of bags.
@@ -154,7 +160,7 @@ class TrainedModel:
                 f"{space_key}: patch size, scale, views or weights differ; embed the slide as the sweep's store was"
             )
         units, dim = tensors["hidden.weight"].shape
-        module = AttentionMIL(dim, len(origin.task.classes), units)
+        module = AttentionMIL(dim, len(origin.task.classes), units, gated="gate.weight" in tensors)
         module.load_state_dict(tensors)
         return cls(module, origin)
 

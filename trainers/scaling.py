@@ -60,10 +60,10 @@ class Scaling:
         `W ((v - m) / s) + b = (W / s) v + (b - (W / s) m)`. The classifier works on the pooled vector, whose weights
         sum to one, so the same holds for it.
         """
-        units, dim = model.hidden.weight.shape
-        folded = AttentionMIL(dim, model.classifier.out_features, units).to(model.hidden.weight.dtype)
+        dim = model.hidden.in_features
+        folded = AttentionMIL(dim, model.classes, model.units, gated=model.gated).to(model.hidden.weight.dtype)
         folded.load_state_dict(model.state_dict())
-        for layer in (folded.hidden, folded.classifier):
+        for layer in (folded.hidden, folded.classifier, *([] if folded.gate is None else [folded.gate])):
             layer.weight.div_(self.sd.to(layer.weight.dtype))
             layer.bias.sub_(layer.weight @ self.mean.to(layer.weight.dtype))
         return folded
