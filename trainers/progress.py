@@ -1,4 +1,4 @@
-"""How far the runs of a stack have come: their epochs, their best models, and the file that a killed fit goes on from."""
+"""How far the runs of a stack have come: epochs, best models, and the file that a killed fit goes on from."""
 
 from __future__ import annotations
 

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from her2cache.errors import BagError, SweepError
 from tests.planted import PATCHES, planted_features, planted_slides
 from trainers.config import BagsSection, ModelSection, SplitsSection, TrainingSection
 from trainers.features import SlideFeatures
-from trainers.fit import FitPlan, fit
-from trainers.ledger import has_run, name_run, read_run
+from trainers.fit import EpochReport, Fit, conclude, fit
+from trainers.ledger import Run, has_run, name_run, read_run
 from trainers.model import TrainedModel
+from trainers.plan import FitPlan
+from trainers.progress import Progress
 from trainers.splits import make_splits
 from trainers.stack import Configuration
 from trainers.tasks import find_task
@@ -84,6 +87,114 @@ def test_a_run_that_diverges_leaves_and_the_others_go_on(
         np.testing.assert_allclose([e.val_loss for e in run.epochs], [e.val_loss for e in alone.epochs], rtol=1e-3)
     (only,) = fit(replace(plan, configurations=(WILD,)), features, tmp_path / "one")
     assert only.reason == wild.reason
+
+
+def test_patience_ends_a_run_and_the_others_go_on(plan: FitPlan, features: SlideFeatures, tmp_path: Path) -> None:
+    """A rate so high that the loss soon rises again, beside one that goes on learning."""
+    high, low = Configuration(0.3, 1e-4), Configuration(1e-3, 1e-4)
+    patient = replace(plan, configurations=(high, low), settings=TrainingSection(epochs=12, batch_bags=16, patience=2))
+    reports: list[EpochReport] = []
+    ended, going = fit(patient, features, tmp_path, reports.append)
+    assert ended.best is not None
+    assert (ended.stopped, len(ended.epochs)) == ("patience", ended.best + 3)
+    assert len(ended.epochs) < len(going.epochs)
+    in_stack = [len(report.epochs) for report in reports]
+    assert in_stack[: len(ended.epochs)] == [2] * len(ended.epochs)
+    assert set(in_stack[len(ended.epochs) :]) == {1}
+    (alone,) = fit(replace(patient, configurations=(high,)), features, tmp_path / "alone")
+    # so high a rate multiplies the rounding of a product of another width
+    np.testing.assert_allclose([e.val_loss for e in ended.epochs], [e.val_loss for e in alone.epochs], rtol=0.05)
+
+
+class KilledError(Exception):
+    """Ends a fit where a kill might."""
+
+
+@pytest.mark.parametrize("after", [1, 3, 5, 6])
+def test_a_fit_goes_on_from_its_epoch_checkpoint_to_the_same_bits(
+    after: int, plan: FitPlan, features: SlideFeatures, tmp_path: Path
+) -> None:
+    """Across a run that diverges, one that patience ends, and standardised features."""
+    settings = TrainingSection(epochs=6, batch_bags=16, patience=2, feature_norm="standardize")
+    hard = replace(plan, configurations=(Configuration(0.3, 1e-4), WILD, GOOD, SLOW), settings=settings)
+    whole = fit(hard, features, tmp_path / "whole")
+
+    def kill(report: EpochReport) -> None:
+        if report.epoch == after:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(hard, features, tmp_path / "killed", kill, save_every=0)
+    assert not (tmp_path / "killed" / "ledger").exists()
+    epochs: list[int] = []
+    resumed = fit(hard, features, tmp_path / "killed", lambda report: epochs.append(report.epoch))
+    assert epochs == list(range(after + 1, 7))
+    for a, b in zip(whole, resumed, strict=True):
+        assert _bare(a) == _bare(b)
+        paths = [tmp_path / name / "checkpoints" / f"{a.run_id}.safetensors" for name in ("whole", "killed")]
+        assert [path.exists() for path in paths] == [a.best is not None] * 2
+        if a.best is not None:
+            assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert not any((tmp_path / "killed" / "state").iterdir())
+
+
+def _bare(run: Run) -> Run:
+    return replace(run, epochs=tuple(replace(e, seconds=0.0) for e in run.epochs))
+
+
+def test_a_damaged_epoch_checkpoint_costs_epochs_only(plan: FitPlan, features: SlideFeatures, tmp_path: Path) -> None:
+    training = Fit(plan, features)
+    training.epoch()
+    training.save(tmp_path)
+    (path,) = (tmp_path / "state").iterdir()
+    path.write_bytes(path.read_bytes()[:-10])
+    epochs: list[int] = []
+    fit(plan, features, tmp_path, lambda report: epochs.append(report.epoch))
+    assert epochs[0] == 1
+
+
+def test_a_checkpoint_of_another_stack_is_not_taken(plan: FitPlan, features: SlideFeatures, tmp_path: Path) -> None:
+    training = Fit(plan, features)
+    training.epoch()
+    training.save(tmp_path)
+    others = [{"configurations": (GOOD,)}, {"fold": 0}, {"outer": 1}, {"experiment": "x"}, {"fraction": 0.5}]
+    for change in others:
+        assert Progress.load(replace(plan, **change), tmp_path) is None
+    assert Progress.load(plan, tmp_path) is not None
+
+
+def test_a_scheduler_concludes_a_fit_without_its_features(
+    plan: FitPlan, features: SlideFeatures, tmp_path: Path
+) -> None:
+    assert conclude(plan, tmp_path, "asha") is None
+    training = Fit(plan, features)
+    for _ in range(2):
+        training.epoch()
+        training.save(tmp_path)
+    runs = conclude(plan, tmp_path, "asha")
+    assert runs is not None
+    assert [(run.stopped, len(run.epochs)) for run in runs] == [("asha", 2)] * 2
+    assert all(read_run(run.run_id, tmp_path / "ledger") == run for run in runs)
+    until = replace(plan, settings=replace_epochs(plan.settings, 2))
+    for run, alone in zip(runs, fit(until, features, tmp_path / "until"), strict=True):
+        assert run.val_loss == alone.val_loss
+        model, expected = (
+            TrainedModel.load(folder / "checkpoints" / f"{run.run_id}.safetensors").module.state_dict()
+            for folder in (tmp_path, tmp_path / "until")
+        )
+        assert all(torch.equal(model[name], expected[name]) for name in expected)
+
+
+def replace_epochs(settings: TrainingSection, epochs: int) -> TrainingSection:
+    return settings.model_copy(update={"epochs": epochs})
+
+
+def test_gated_attention_is_trained_and_saved(plan: FitPlan, features: SlideFeatures, tmp_path: Path) -> None:
+    gated = replace(plan, configurations=(GOOD,), model=ModelSection(attention_units=16, attention="gated"))
+    (run,) = fit(gated, features, tmp_path)
+    assert run.val_loss < 0.6
+    model = TrainedModel.load(tmp_path / "checkpoints" / f"{run.run_id}.safetensors")
+    assert model.module.gated
 
 
 def test_runs_come_back_from_the_ledger(plan: FitPlan, features: SlideFeatures, tmp_path: Path) -> None:

@@ -23,6 +23,15 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(params=[False, True], ids=["tanh", "gated"])
+def gated(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+def seeded(gated: bool = False) -> AttentionMIL:
+    return AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1, gated=gated)
+
+
 def batches(n: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     g = torch.Generator().manual_seed(seed)
     return [(torch.randn(BAGS, SIZE, DIM, generator=g), torch.randint(CLASSES, (BAGS,), generator=g)) for _ in range(n)]
@@ -32,8 +41,10 @@ def in_parts(v: Tensor, labels: Tensor, bags: int) -> Iterator[tuple[Tensor, Ten
     return zip(v.split(bags), labels.split(bags), strict=True)
 
 
-def train_alone(configuration: Configuration, data: list[tuple[Tensor, Tensor]]) -> tuple[AttentionMIL, list[float]]:
-    model = AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1)
+def train_alone(
+    configuration: Configuration, data: list[tuple[Tensor, Tensor]], gated: bool = False
+) -> tuple[AttentionMIL, list[float]]:
+    model = seeded(gated)
     adam = torch.optim.Adam(model.parameters(), lr=configuration.learning_rate, weight_decay=configuration.weight_decay)
     losses = []
     for v, labels in data:
@@ -53,13 +64,13 @@ def assert_same_model(stacked: AttentionMIL, alone: AttentionMIL, rtol: float, a
 
 
 @pytest.mark.parametrize("part", [2, 8])
-def test_a_stack_equals_separate_runs(dtype: torch.dtype, part: int) -> None:
+def test_a_stack_equals_separate_runs(dtype: torch.dtype, part: int, gated: bool) -> None:
     data = batches(25)
-    stack = Stack(AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1), GRID)
+    stack = Stack(seeded(gated), GRID)
     losses = torch.stack([stack.train_batch(in_parts(v, y, part), BAGS) / BAGS for v, y in data])
     rtol, atol = (1e-9, 1e-10) if dtype == torch.float64 else (1e-3, 1e-4)
     for r, configuration in enumerate(GRID):
-        alone, expected = train_alone(configuration, data)
+        alone, expected = train_alone(configuration, data, gated)
         torch.testing.assert_close(losses[:, r], torch.tensor(expected), rtol=rtol, atol=atol)
         assert_same_model(stack.model(r), alone, rtol, atol)
         v = data[0][0]
@@ -67,7 +78,7 @@ def test_a_stack_equals_separate_runs(dtype: torch.dtype, part: int) -> None:
 
 
 def test_weight_decay_alone_moves_the_attention_bias() -> None:
-    model = AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1)
+    model = seeded()
     start = model.attention.bias.item()
     stack = Stack(model, [Configuration(1e-2, 0.0), Configuration(1e-2, 1e-1)])
     for v, y in batches(5):
@@ -78,8 +89,8 @@ def test_weight_decay_alone_moves_the_attention_bias() -> None:
 
 def test_runs_that_stay_do_not_notice_the_others_leave(dtype: torch.dtype) -> None:
     data = batches(20)
-    whole = Stack(AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1), GRID)
-    thinned = Stack(AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1), GRID)
+    whole = Stack(seeded(), GRID)
+    thinned = Stack(seeded(), GRID)
     for i, (v, y) in enumerate(data):
         if i == 10:
             thinned.keep([1, 3])
@@ -94,16 +105,61 @@ def test_runs_that_stay_do_not_notice_the_others_leave(dtype: torch.dtype) -> No
 def test_a_run_that_overflows_does_not_touch_the_others() -> None:
     data = batches(6)
     healthy = Configuration(1e-2, 1e-4)
-    stack = Stack(AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1), [Configuration(float("inf"), 0.0), healthy])
+    stack = Stack(seeded(), [Configuration(float("inf"), 0.0), healthy])
     for v, y in data:
         loss = stack.train_batch(in_parts(v, y, 8), BAGS)
     assert loss.isfinite().tolist() == [False, True]
     assert_same_model(stack.model(1), train_alone(healthy, data)[0], 1e-3, 1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.parametrize(("precision", "rtol", "atol"), [("highest", 1e-3, 1e-4), ("high", 3e-2, 3e-3)])
+def test_on_a_gpu_a_stack_equals_separate_runs_on_the_processor(
+    precision: str, rtol: float, atol: float, gated: bool
+) -> None:
+    torch.set_float32_matmul_precision(precision)
+    try:
+        data = batches(25)
+        stack = Stack(seeded(gated), GRID, "cuda")
+        losses = torch.stack([stack.train_batch([(v.cuda(), y.cuda())], BAGS) / BAGS for v, y in data]).cpu()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for r, configuration in enumerate(GRID):
+        alone, expected = train_alone(configuration, data, gated)
+        torch.testing.assert_close(losses[:, r], torch.tensor(expected), rtol=rtol, atol=atol)
+        assert_same_model(stack.model(r), alone, rtol, atol)
+
+
+def test_a_stack_goes_on_from_its_state_to_the_same_bits(gated: bool) -> None:
+    data = batches(20)
+    whole = Stack(seeded(gated), GRID)
+    for i, (v, y) in enumerate(data):
+        if i == 8:
+            whole.keep([0, 3])
+        if i == 12:
+            state = {name: t.clone() for name, t in whole.state().items()}
+        whole.train_batch(in_parts(v, y, 4), BAGS)
+    resumed = Stack(seeded(gated), [GRID[0], GRID[3]])
+    resumed.restore(state)
+    for v, y in data[12:]:
+        resumed.train_batch(in_parts(v, y, 4), BAGS)
+    for name, value in whole.state().items():
+        assert torch.equal(value, resumed.state()[name]), name
+
+
+def test_a_larger_block_does_not_disturb_a_smaller_one() -> None:
+    """Both use the same buffer."""
+    v = torch.randn(40, DIM, generator=torch.Generator().manual_seed(3))
+    stack = Stack(seeded(), GRID)
+    small, _ = stack.score([v[:5]])
+    stack.score([v])
+    again, _ = stack.score([v[:5]])
+    assert torch.equal(small, again)
+
+
 def test_patch_scores_are_those_of_each_model() -> None:
     v = torch.randn(11, DIM, generator=torch.Generator().manual_seed(3))
-    stack = Stack(AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1), GRID)
+    stack = Stack(seeded(), GRID)
     for x, y in batches(3):
         stack.train_batch(in_parts(x, y, 8), BAGS)
     scores = stack.patch_scores(v.split(4))
