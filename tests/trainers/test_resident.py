@@ -107,7 +107,7 @@ def test_what_it_feeds_is_learned_and_a_stack_equals_separate_runs(
         return losses
 
     stacked = np.array(train(GRID))  # (epochs, runs)
-    assert stacked[-1].min() < 0.6
+    assert stacked[-1].min() < 0.8  # chance is 1.39
     alone = np.concatenate([train((configuration,)) for configuration in GRID], axis=1)
     np.testing.assert_allclose(stacked, alone, rtol=1e-3)
 
