@@ -14,9 +14,9 @@ DIM, UNITS, CLASSES = 12, 7, 4
 ORIGIN = Origin("run", "1a2b", "alexnet-imagenet", "digest", fold=2, epoch=5, task=find_task("four"))
 
 
-@pytest.fixture
-def model() -> AttentionMIL:
-    return AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1)
+@pytest.fixture(params=[False, True], ids=["tanh", "gated"])
+def model(request: pytest.FixtureRequest) -> AttentionMIL:
+    return AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1, gated=request.param)
 
 
 @pytest.fixture
@@ -25,16 +25,20 @@ def bags() -> torch.Tensor:
 
 
 def test_the_model_is_equations_1_and_2(model: AttentionMIL, bags: torch.Tensor) -> None:
-    w = {name: t.numpy().astype(np.float64) for name, t in model.state_dict().items()}
+    """In float64; gated attention multiplies by sigmoid(U v + c), equation 9 of Ilse et al. 2018."""
+    w = {name: t.numpy() for name, t in model.double().state_dict().items()}
     expected = []
     for bag in bags.numpy().astype(np.float64):
-        logits = [w["attention.weight"][0] @ np.tanh(w["hidden.weight"] @ v + w["hidden.bias"]) for v in bag]
-        e = np.exp(np.array(logits) + w["attention.bias"][0])
+        hidden = [np.tanh(w["hidden.weight"] @ v + w["hidden.bias"]) for v in bag]
+        if model.gated:
+            gates = [1 / (1 + np.exp(-(w["gate.weight"] @ v + w["gate.bias"]))) for v in bag]
+            hidden = [h * g for h, g in zip(hidden, gates, strict=True)]
+        e = np.exp([w["attention.weight"][0] @ h + w["attention.bias"][0] for h in hidden])
         a = e / e.sum()
         pooled = sum(a_k * v for a_k, v in zip(a, bag, strict=True))
         expected.append(w["classifier.weight"] @ pooled + w["classifier.bias"])
     with torch.no_grad():
-        np.testing.assert_allclose(model(bags).numpy(), np.array(expected), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(model(bags.double()).numpy(), np.array(expected), rtol=1e-12)
 
 
 def test_the_order_of_instances_does_not_matter(model: AttentionMIL, bags: torch.Tensor) -> None:
@@ -45,8 +49,8 @@ def test_the_order_of_instances_does_not_matter(model: AttentionMIL, bags: torch
 
 def test_initial_weights_depend_on_the_seed_alone(model: AttentionMIL) -> None:
     before = torch.random.get_rng_state()
-    again = AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1)
-    other = AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=2)
+    again = AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=1, gated=model.gated)
+    other = AttentionMIL.seeded(DIM, CLASSES, UNITS, seed=2, gated=model.gated)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(again.hidden.weight, model.hidden.weight)
     assert not torch.equal(other.hidden.weight, model.hidden.weight)

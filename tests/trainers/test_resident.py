@@ -44,7 +44,7 @@ def plan() -> FitPlan:
         configurations=GRID,
         task=task,
         bags=BagsSection(size=20, per_epoch=200, validation=100),
-        settings=TrainingSection(epochs=4, batch_bags=16),
+        settings=TrainingSection(epochs=8, batch_bags=16),
         model=ModelSection(attention_units=16),
         experiment="digest",
     )
@@ -100,14 +100,14 @@ def test_what_it_feeds_is_learned_and_a_stack_equals_separate_runs(
     def train(grid: tuple[Configuration, ...]) -> list[list[float]]:
         stack, feed = Stack(AttentionMIL.seeded(16, 4, 16, seed=1), grid, device), DeviceFeed(plan, features, device)
         losses: list[list[float]] = []
-        for epoch in range(4):
+        for epoch in range(8):
             for parts, n in feed.batches(epoch):
                 stack.train_batch(parts, n)
             losses.append([loss for loss, _ in feed.validate(stack)])
         return losses
 
     stacked = np.array(train(GRID))  # (epochs, runs)
-    assert stacked[-1].min() < 0.8  # chance is 1.39
+    assert stacked[-1].min() < 0.7  # chance is 1.39
     alone = np.concatenate([train((configuration,)) for configuration in GRID], axis=1)
     np.testing.assert_allclose(stacked, alone, rtol=1e-3)
 
@@ -116,7 +116,7 @@ def test_what_it_feeds_is_learned_and_a_stack_equals_separate_runs(
 def test_a_fit_on_a_gpu_finds_what_the_processor_finds(plan: FitPlan, features: SlideFeatures, tmp_path: Path) -> None:
     """From other bags, so only about as well."""
     there, here = (fit(plan, features, tmp_path / device, device=device) for device in ("cuda", "cpu"))
-    assert [run.val_loss < 0.6 for run in there] == [run.val_loss < 0.6 for run in here]
+    assert [run.val_loss < 0.7 for run in there] == [run.val_loss < 0.7 for run in here] == [True, False, False]
     again = fit(plan, features, tmp_path / "again", device="cuda")
     assert [run.val_loss for run in again] == [run.val_loss for run in there]
 
