@@ -19,7 +19,7 @@ from benchmarks.harness import Row, interleaved, main, times_faster
 from her2cache.bags import BagSampler
 from trainers.evaluation import FixedBags
 from trainers.features import FeatureRows
-from trainers.fit import PART_BAGS
+from trainers.feeds import PART_BAGS
 from trainers.model import AttentionMIL
 from trainers.stack import Configuration, Stack
 

@@ -240,7 +240,7 @@ def train(uri: str, limit: int) -> None:
 
     from her2cache.bags import BagSampler
     from trainers.features import FeatureRows, stored_features
-    from trainers.fit import PART_BAGS
+    from trainers.feeds import PART_BAGS
     from trainers.model import AttentionMIL
     from trainers.stack import Configuration, Stack
 
