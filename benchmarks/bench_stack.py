@@ -84,7 +84,7 @@ def gpu_rows() -> list[Row]:
         )
         for r in RUNS[1:]
     ]
-    del fits
+    fits.clear()
     torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

@@ -18,7 +18,7 @@ from trainers.config import Experiment, read_experiment
 from trainers.heatmap import SCALE_MAX, attention_weighted_score, draw_heatmap, partition_bags
 from trainers.model import TrainedModel
 from trainers.patch_scores import PatchScores
-from trainers.report import Row, read_results, selected_runs
+from trainers.results import Row, read_results, selected_runs
 from trainers.score import SlideScore, score_slide
 from trainers.tasks import Task
 

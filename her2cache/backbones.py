@@ -6,6 +6,7 @@ numbers. A trunk here is its tensors and its spec, so that it travels between ma
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import AlexNet_Weights, alexnet
 
-from her2cache.embedder import Batching, EmbedderSpec, tensors_sha256
+from her2cache.embedder import RANDOM, Batching, EmbedderSpec, random_name, tensors_sha256
 from her2cache.errors import EmbedderError, WeightsMismatchError
 from her2cache.units import PatchBatch
 
@@ -35,7 +36,6 @@ IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 
 MIN_PX = 63
 """AlexNet's trunk has no output below this side."""
-
 _DOWNLOAD_TIMEOUT_S = 20.0
 
 
@@ -112,7 +112,8 @@ def load_trunk(request: str, patch_px: int, *, offline: bool = False) -> Trunk:
     """The trunk behind `NAME` or `NAME=WEIGHTS`.
 
     Args:
-        request: as on the command line.
+        request: as on the command line. `alexnet-random=3` and `alexnet-random-s3` are both the untrained trunk of
+            seed 3, whose name is the latter.
         patch_px: side of the patches it will be given; decides the length of its features.
         offline: never try a download.
 
@@ -121,6 +122,8 @@ def load_trunk(request: str, patch_px: int, *, offline: bool = False) -> Trunk:
         WeightsMismatchError: the file is not a trunk.
     """
     name, _, weights = request.partition("=")
+    if not weights and (seeded := re.fullmatch(rf"{RANDOM}-s(\d+)", name)):
+        name, weights = RANDOM, seeded[1]
     if name not in _KINDS:
         raise EmbedderError(
             f"embedder {name!r} is not known; this version has {', '.join(_KINDS)} (as NAME, or NAME=WEIGHTS_FILE)"
@@ -130,7 +133,7 @@ def load_trunk(request: str, patch_px: int, *, offline: bool = False) -> Trunk:
     kind = _KINDS[name]
     tensors, source = kind.load(weights, offline)
     spec = EmbedderSpec(
-        name=name,
+        name=random_name(int(weights or 0)) if name == RANDOM else name,
         dim=256 * _trunk_side(patch_px) ** 2,
         input_px=patch_px,
         mean=kind.mean,
@@ -164,14 +167,14 @@ def _trunk_side(patch_px: int) -> int:
 
 
 def _load_random(weights: str, offline: bool) -> tuple[Tensors, str | None]:
-    """torchvision's initialisation from seed 0; the generator of the process is left as it was."""
+    """torchvision's initialisation from a seed; the generator of the process is left as it was."""
     del offline
-    if weights:
+    if weights and not re.fullmatch(r"\d{1,9}", weights):
         raise EmbedderError(
-            "alexnet-random takes no weights file: it is torchvision's initialisation from a fixed seed"
+            f"{RANDOM} takes no weights file, but a seed ({RANDOM}=3): it is torchvision's initialisation"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs too
+        torch.default_generator.manual_seed(int(weights or 0))  # torch.manual_seed would seed the GPUs too
         state = alexnet(weights=None).features.state_dict()
     return _arrays(state), None
 
@@ -252,6 +255,6 @@ class _Kind:
 
 
 _KINDS = {
-    "alexnet-random": _Kind(_load_random, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    RANDOM: _Kind(_load_random, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "alexnet-imagenet": _Kind(_load_imagenet, IMAGENET_MEAN, IMAGENET_STD),
 }

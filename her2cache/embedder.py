@@ -18,6 +18,9 @@ from her2cache.units import PatchBatch
 SCHEMA = 1
 """Version of the store's layout; part of every space key."""
 
+RANDOM = "alexnet-random"
+"""The untrained embedder, of seed 0."""
+
 
 @dataclass(frozen=True)
 class EmbedderSpec:
@@ -86,6 +89,11 @@ class Augmentation:
     noise_sigma: float = 0.1
     noise_share: float = 0.5
     revision: int = 1
+
+
+def random_name(seed: int) -> str:
+    """Name of the untrained embedder of a seed: `alexnet-random-s3` for seed 3."""
+    return f"{RANDOM}-s{seed}" if seed else RANDOM
 
 
 class Embedder(Protocol):

@@ -4,18 +4,19 @@ statistics alone, and on mean features with the labels of the training cases dea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from trainers.features import SlideFeatures
-from trainers.resampling import Interval, bootstrap_auc, by_case, macro_auc, null_range
+from trainers.replicates import replicate_auc
+from trainers.resampling import Floats, Interval, Labels, by_case, permuted, resampled, truth
 from trainers.splits import Assignment, Splits
 
 POOLED, COLOUR, PERMUTED = "mean-pooled features", "colour statistics", "permuted labels"
@@ -24,40 +25,54 @@ PENALTY = 1e-2
 
 _ROWS = 4096  # converted to float32 at once
 
-Floats = NDArray[np.float64]
+
+@dataclass(frozen=True)
+class Score:
+    """A macro AUC over cases.
+
+    Attributes:
+        auc: the AUC; None when the cases are of one class.
+        bootstrap, chance: its ranges, see `trainers.resampling`.
+        cases: how many.
+    """
+
+    auc: float | None
+    bootstrap: Interval | None
+    chance: Interval | None
+    cases: int
+
+    def columns(self, name: str) -> dict[str, Any]:
+        """As columns of baselines.csv."""
+        ranges = {f"{name}_auc": self.bootstrap, f"{name}_chance": self.chance}
+        row: dict[str, Any] = {f"{name}_auc": self.auc}
+        for key, found in ranges.items():
+            row |= {f"{key}_low": found and found.low, f"{key}_high": found and found.high}
+        return row | {f"{name}_cases": self.cases}
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline on the cases of a sweep; AUCs are macro AUCs over cases.
+    """A baseline on the cases of a sweep.
 
     Attributes:
         name: one of `POOLED`, `COLOUR`, `PERMUTED`.
         embedder: whose features; "" for colours.
-        test: of the test cases, trained on all others.
-        bootstrap, chance: ranges of `test`, see `trainers.resampling`.
+        test: of the fixed test cases, trained on all others.
         crossed: of the training cases, each predicted by a model of the folds that it is not in.
-        crossed_chance: range of `crossed` when labels are dealt by chance.
+        nested: of all cases, each predicted by a model of the outer folds that it is not in; None without these.
     """
 
     name: str
     embedder: str
-    test: float | None
-    bootstrap: Interval | None
-    chance: Interval | None
-    crossed: float | None
-    crossed_chance: Interval | None
+    test: Score
+    crossed: Score
+    nested: Score | None
 
     def row(self) -> dict[str, Any]:
         """As a row of baselines.csv."""
-        ranges = {"test_auc": self.bootstrap, "test_chance": self.chance, "cv_chance": self.crossed_chance}
-        row: dict[str, Any] = {"baseline": self.name, "embedder": self.embedder, "test_auc": self.test}
-        row["cv_auc"] = self.crossed
-        for name, found in ranges.items():
-            row |= {f"{name}_low": found and found.low, f"{name}_high": found and found.high}
-        row["test_cases"] = self.chance and sum(self.chance.cases)
-        row["cv_cases"] = self.crossed_chance and sum(self.crossed_chance.cases)
-        return row
+        row = {"baseline": self.name, "embedder": self.embedder, **self.test.columns("test")}
+        row |= self.crossed.columns("cv")
+        return row | (self.nested.columns("nested") if self.nested else {})
 
 
 def mean_features(features: SlideFeatures, slides: Sequence[Assignment]) -> Floats:
@@ -75,22 +90,33 @@ def _starts(rows: int) -> range:
 
 
 def baselines(
-    pooled: Mapping[str, Floats], colours: Floats | None, splits: Splits, classes: int, seed: int = 0
+    pooled: Mapping[str, Floats],
+    colours: Floats | None,
+    splits: Splits,
+    classes: int,
+    seed: int = 0,
+    nested: Sequence[Splits] = (),
 ) -> list[Baseline]:
     """Fits every baseline.
 
     Args:
-        pooled: embedder -> mean features of every slide of the splits, (slides, dim).
+        pooled: embedder -> mean features of every slide of the splits, (seeds of the embedder, slides, dim).
         colours: colour statistics of the slides, (slides, numbers); None where the store has none.
         splits: slides, test set and folds.
         classes: of the task.
         seed: of the permuted labels.
+        nested: outer folds of the same slides.
     """
-    rows = [_baseline(POOLED, embedder, x, splits, classes) for embedder, x in pooled.items()]
+    rows = [(POOLED, embedder, x, splits, nested) for embedder, x in pooled.items()]
     if colours is not None:
-        rows.append(_baseline(COLOUR, "", colours, splits, classes))
-    dealt = _dealt(splits, seed)
-    return [*rows, *(_baseline(PERMUTED, embedder, x, dealt, classes, truth=splits) for embedder, x in pooled.items())]
+        rows.append((COLOUR, "", colours[None], splits, nested))
+    dealt, dealt_nested = _dealt(splits, seed), [_dealt(outer, seed) for outer in nested]
+    rows += [(PERMUTED, embedder, x, dealt, dealt_nested) for embedder, x in pooled.items()]
+    with threadpool_limits(1):  # more threads take five times as long on problems this small
+        return [
+            _baseline(name, embedder, _Predictor(x, splits, classes), taught, outer)
+            for name, embedder, x, taught, outer in rows
+        ]
 
 
 def _dealt(splits: Splits, seed: int) -> Splits:
@@ -98,45 +124,69 @@ def _dealt(splits: Splits, seed: int) -> Splits:
     of_case = {s.case_id: s.label for s in splits.slides if s.split == "train"}
     labels = np.random.default_rng(seed).permutation(list(of_case.values())).tolist()
     new = dict(zip(of_case, labels, strict=True))
-    slides = tuple(
-        Assignment(s.slide_id, s.case_id, s.her2_score, new.get(s.case_id, s.label), s.split, s.fold)
-        for s in splits.slides
-    )
+    slides = tuple(replace(s, label=new.get(s.case_id, s.label)) for s in splits.slides)
     return Splits(slides, splits.folds, splits.warnings)
 
 
-def _baseline(
-    name: str, embedder: str, x: Floats, splits: Splits, classes: int, truth: Splits | None = None
-) -> Baseline:
-    """Trains with the labels of `splits`, and is judged by those of `truth`."""
-    position = {s.slide_id: k for k, s in enumerate(splits.slides)}
-    judged = (truth or splits).slides
+class _Predictor:
+    """Trains with the labels that it is given, and is judged by those of the splits.
 
-    def predict(training: Sequence[Assignment], asked: Sequence[Assignment]) -> Floats:
+    Args:
+        x: numbers of every slide, (seeds, slides, dim).
+        judged: the slides with their true labels.
+        classes: of the task.
+    """
+
+    def __init__(self, x: Floats, judged: Splits, classes: int) -> None:
+        self._x = x
+        self._slides = judged.slides
+        self._position = {s.slide_id: k for k, s in enumerate(judged.slides)}
+        self._classes = classes
+
+    def score(self, parts: Iterable[tuple[Sequence[Assignment], Sequence[Assignment]]]) -> Score:
+        """Of slides by case, each predicted by a model that was trained on others: (training, asked) a model."""
+        rows: list[int] = []
+        predicted: list[Floats] = []
+        for training, asked in parts:
+            rows += self._rows(asked)
+            predicted.append(np.stack([self._predict(x, training, asked) for x in self._x]))
+        p = np.concatenate(predicted, axis=1)  # (seeds, slides, classes)
+        own = [self._slides[k] for k in rows]
+        case_ids, labels = [s.case_id for s in own], [s.label for s in own]
+        by_seed = [by_case(case_ids, labels, each) for each in p]
+        return _score(by_seed[0][1], np.stack([each for _, _, each in by_seed]), self._classes)
+
+    def _rows(self, slides: Sequence[Assignment]) -> list[int]:
+        return [self._position[s.slide_id] for s in slides]
+
+    def _predict(self, x: Floats, training: Sequence[Assignment], asked: Sequence[Assignment]) -> Floats:
         # balanced: a class that a fold holds back is rarer where it trains, and pooled over folds that would count as
         # evidence against it
         regression = LogisticRegression(C=PENALTY, max_iter=2000, class_weight="balanced")
         model = make_pipeline(StandardScaler(), regression)
-        model.fit(x[[position[s.slide_id] for s in training]], [s.label for s in training])
-        p = np.zeros((len(asked), classes))
-        p[:, model.classes_] = model.predict_proba(x[[position[s.slide_id] for s in asked]])
+        model.fit(x[self._rows(training)], [s.label for s in training])
+        p = np.zeros((len(asked), self._classes))
+        p[:, model.classes_] = model.predict_proba(x[self._rows(asked)])
         return p
 
-    def cases(asked: Sequence[Assignment], p: Floats) -> tuple[NDArray[np.int64], Floats]:
-        own = [judged[position[s.slide_id]] for s in asked]
-        _, y, by = by_case([s.case_id for s in own], [s.label for s in own], p)
-        return y, by
 
-    y, p = cases(splits.test, predict([s for s in splits.slides if s.split == "train"], splits.test))
-    held = [splits.validation(fold) for fold in range(splits.folds)]
-    crossed = np.concatenate([predict(splits.training(fold), held[fold]) for fold in range(splits.folds)])
-    cy, cp = cases([s for fold in held for s in fold], crossed)
+def _baseline(name: str, embedder: str, predictor: _Predictor, splits: Splits, nested: Sequence[Splits]) -> Baseline:
+    held = [(splits.training(fold), splits.validation(fold)) for fold in range(splits.folds)]
+    outer = [(_train(each), each.test) for each in nested]
     return Baseline(
         name=name,
         embedder=embedder,
-        test=macro_auc(y, p),
-        bootstrap=bootstrap_auc(y, p),
-        chance=null_range(y, p),
-        crossed=macro_auc(cy, cp),
-        crossed_chance=null_range(cy, cp),
+        test=predictor.score([(_train(splits), splits.test)]),
+        crossed=predictor.score(held),
+        nested=predictor.score(outer) if outer else None,
     )
+
+
+def _train(splits: Splits) -> list[Assignment]:
+    return [s for s in splits.slides if s.split == "train"]
+
+
+def _score(y: Labels, p: Floats, classes: int) -> Score:
+    auc = float(replicate_auc(truth(y, classes), p)[0])
+    bootstrap, chance = (Interval.of(replicate_auc(draw(y, classes), p)) for draw in (resampled, permuted))
+    return Score(None if np.isnan(auc) else auc, bootstrap, chance, len(y))

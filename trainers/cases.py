@@ -2,58 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from trainers.resampling import Interval, bootstrap_auc, by_case, macro_auc, null_range
+from trainers.replicates import Replicates, replicate_metrics
+from trainers.resampling import Floats, Interval, Labels, by_case, is_reliable, permuted, resampled, truth
+
+
+@dataclass(frozen=True)
+class Cases:
+    """One row a case: the mean over bags, then over the folds' models, then over slides.
+
+    Attributes:
+        ids: of the cases, sorted.
+        y: their classes, (cases,).
+        p: their class probabilities, (seeds, cases, classes); one seed but for the untrained embedder. Seeds are not
+            averaged: an ensemble of embedders would say more than any of them.
+    """
+
+    ids: tuple[str, ...]
+    y: Labels
+    p: Floats
+
+    @property
+    def per_class(self) -> tuple[int, ...]:
+        """Cases of each class."""
+        return tuple(np.bincount(self.y, minlength=self.p.shape[2]).tolist())
+
+    def named(self) -> str:
+        """Cases of each class, as `2/2/2/2`."""
+        return "/".join(map(str, self.per_class))
+
+
+def pool_cases(predictions: pa.Table, classes: int) -> Cases:
+    """Pools test bags by case.
+
+    Args:
+        predictions: rows of predictions.parquet: of the selected runs of one embedder, either on the fixed test set,
+            or on all outer folds, of which each has its own cases.
+        classes: of the task.
+    """
+    means = predictions.select(["embedder_seed", "run_id", "slide_id", "case_id", "label"])
+    for c in range(classes):
+        means = means.append_column(f"p_{c}", predictions[f"p_{c}"].cast(pa.float64()))
+    # a run's bags first: drawn at random, they are not as many for every slide
+    for keys in (means.column_names[:5], ["embedder_seed", "slide_id", "case_id", "label"]):
+        grouped = means.group_by(keys, use_threads=False)  # in a fixed order, so that sums have the same bits
+        means = grouped.aggregate([(f"p_{c}", "mean") for c in range(classes)])
+        means = means.rename_columns([name.removesuffix("_mean") for name in means.column_names])
+    seed = means["embedder_seed"].to_numpy()
+    p = np.column_stack([means[f"p_{c}"].to_numpy() for c in range(classes)])  # (seeds x slides, classes)
+    case_ids, labels = np.array(means["case_id"].to_pylist()), means["label"].to_numpy()
+    of_seeds = [
+        by_case(case_ids[seed == k].tolist(), labels[seed == k].tolist(), p[seed == k]) for k in np.unique(seed)
+    ]
+    common = sorted(set.intersection(*(set(ids) for ids, _, _ in of_seeds)))
+    rows = [np.searchsorted(ids, common) for ids, _, _ in of_seeds]
+    y = of_seeds[0][1][rows[0]]
+    return Cases(tuple(common), y, np.stack([own[kept] for (_, _, own), kept in zip(of_seeds, rows, strict=True)]))
 
 
 @dataclass(frozen=True)
 class CaseLevel:
-    """The macro AUC over cases: a case's probabilities are the mean over bags, then folds' models, then slides.
+    """Every metric over cases, by the keys of `trainers.metrics.evaluate`.
 
     Attributes:
-        auc: None when the test cases are of one class.
-        bootstrap: range under resampling of cases within their class.
-        chance: range when labels are dealt by chance.
+        cases: what it rests on.
+        values: of the metrics; the mean over seeds.
+        bootstrap: their ranges under resampling of cases within their class, the same cases for all seeds.
+        chance: their ranges when labels are dealt by chance.
+        reliable: whether every class has enough cases for a bootstrap.
     """
 
-    auc: float | None
-    bootstrap: Interval | None
-    chance: Interval | None
+    cases: Cases
+    values: dict[str, float | None]
+    bootstrap: dict[str, Interval | None]
+    chance: dict[str, Interval | None]
+    reliable: bool
 
-    def columns(self) -> dict[str, float | bool | str | None]:
-        """Its numbers as columns of a table."""
-        b, c = self.bootstrap, self.chance
+    def columns(self, metric: str, prefix: str = "case_") -> dict[str, float | None]:
+        """A metric with its ranges, as columns of a table."""
+        b, c = self.bootstrap[metric], self.chance[metric]
         return {
-            "case_auc": self.auc,
-            "case_auc_low": b and b.low,
-            "case_auc_high": b and b.high,
-            "case_auc_reliable": b and b.reliable,
-            "chance_auc_low": c and c.low,
-            "chance_auc_high": c and c.high,
-            "cases_per_class": b and "/".join(str(n) for n in b.cases),
+            f"{prefix}{metric}": self.values[metric],
+            f"{prefix}{metric}_low": b and b.low,
+            f"{prefix}{metric}_high": b and b.high,
+            f"chance_{metric}_low": c and c.low,
+            f"chance_{metric}_high": c and c.high,
         }
 
 
-def case_level(predictions: pa.Table, run_ids: Sequence[str], classes: int) -> CaseLevel:
-    """Pools the test bags of some runs by case.
+def case_level(cases: Cases) -> CaseLevel:
+    """The metrics of some cases with their ranges."""
+    classes = cases.p.shape[2]
+    found = replicate_metrics(truth(cases.y, classes), cases.p)
+    return CaseLevel(
+        cases=cases,
+        values={name: None if np.isnan(value[0]) else float(value[0]) for name, value in found.items()},
+        bootstrap=_ranges(replicate_metrics(resampled(cases.y, classes), cases.p)),
+        chance=_ranges(replicate_metrics(permuted(cases.y, classes), cases.p)),
+        reliable=is_reliable(cases.y),
+    )
 
-    Args:
-        predictions: rows of predictions.parquet.
-        run_ids: the selected runs of one embedder, one a fold and seed.
-        classes: of the task.
-    """
-    own = predictions.filter(pc.is_in(predictions["run_id"], pa.array(run_ids)))  # pyright: ignore[reportAttributeAccessIssue]
-    probabilities = [(f"p_{c}", "mean") for c in range(classes)]
-    # a run's bags first: drawn at random, they are not as many for every slide
-    runs = own.group_by(["run_id", "slide_id", "case_id", "label"]).aggregate(probabilities)
-    means = [(f"p_{c}_mean", "mean") for c in range(classes)]
-    slides = runs.group_by(["slide_id", "case_id", "label"]).aggregate(means)
-    p = np.column_stack([slides[f"p_{c}_mean_mean"].to_numpy() for c in range(classes)]).astype(np.float64)
-    _, y, rows = by_case(slides["case_id"].to_pylist(), slides["label"].to_pylist(), p)
-    return CaseLevel(macro_auc(y, rows), bootstrap_auc(y, rows), null_range(y, rows))
+
+def _ranges(drawn: Replicates) -> dict[str, Interval | None]:
+    return {name: Interval.of(values) for name, values in drawn.items()}

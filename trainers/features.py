@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -26,6 +29,57 @@ def stored_features(uri: str, space_key: str, slides: Iterable[str]) -> SlideFea
             asked for.
     """
     return FeatureStore.open(uri).maps(space_key, slides)
+
+
+def prefix(features: SlideFeatures, fraction: float, least: int) -> SlideFeatures:
+    """The first rows of every slide, for a first screening.
+
+    Rows lie in a random order, so the first are a uniform sample of the slide's patches. Nothing is read
+    before it is asked for, and the result pickles as `features` does.
+
+    Args:
+        features: of some slides.
+        fraction: share of each slide's rows, above 0; 1 is all of them.
+        least: rows that are kept of a slide all the same, if it has so many.
+    """
+    return features if fraction == 1 else _Prefixes(features, fraction, least)
+
+
+@dataclass(frozen=True)
+class _Prefixes(Mapping[str, Sequence[NDArray[np.floating]]]):
+    features: SlideFeatures
+    fraction: float
+    least: int
+
+    def __getitem__(self, slide_id: str) -> Sequence[NDArray[np.floating]]:
+        return _PrefixViews(self.features[slide_id], self.fraction, self.least)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class _PrefixViews(Sequence[NDArray[np.floating]]):
+    views: Sequence[NDArray[np.floating]]
+    fraction: float
+    least: int
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.floating]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[np.floating]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.floating] | list[NDArray[np.floating]]:
+        if isinstance(index, slice):
+            return [self[view] for view in range(len(self))[index]]
+        view: NDArray[Any] = self.views[index]  # (patches, dim)
+        share = math.ceil(round(self.fraction * len(view), 6))  # 0.1 x 30 is 3, though not in binary
+        return view[: max(share, self.least)]
 
 
 class FeatureRows:

@@ -1,14 +1,15 @@
-"""How far chance alone reaches: intervals and null ranges of the macro AUC, with the case as the unit.
+"""Cases drawn again, and labels dealt anew: what intervals and null ranges rest on, with the case as the unit.
 
-Bags and slides of one case are no independent observations, so everything here takes one row of class
-probabilities a case.
+Bags and slides of one case are no independent observations, so everything here takes one row of class probabilities a
+case. A set of draws is how often each case counts as each class: 1 and 0 are the truth itself, a bootstrap counts some
+cases twice and others not at all, a permutation counts them as other classes. `trainers.replicates` turns draws into
+metrics. The same cases and seed give the same draws, so that embedders are compared draw by draw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +19,26 @@ FEW_CASES = 5
 """A bootstrap of fewer cases of a class says little: it is marked unreliable."""
 
 Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % range of a macro AUC.
-
-    Attributes:
-        low, high: its 2.5 and 97.5 percentiles.
-        cases: of each class.
-        reliable: whether every class has enough cases.
-    """
+    """A 95 % range of a metric: its 2.5 and 97.5 percentiles over draws."""
 
     low: float
     high: float
-    cases: tuple[int, ...]
 
-    @property
-    def reliable(self) -> bool:
-        return min(n for n in self.cases if n) >= FEW_CASES
+    @classmethod
+    def of(cls, values: Floats) -> Interval | None:
+        """That of a metric's values, (draws,); None where it is undefined."""
+        if np.isnan(values).any():
+            return None
+        low, high = np.percentile(values, [2.5, 97.5])
+        return cls(float(low), float(high))
 
 
-def by_case(case_ids: Sequence[str], labels: Sequence[int], p: Floats) -> tuple[list[str], NDArray[np.int64], Floats]:
+def by_case(case_ids: Sequence[str], labels: Sequence[int], p: Floats) -> tuple[list[str], Labels, Floats]:
     """One row a case: the mean of its slides' probabilities.
 
     Args:
@@ -59,86 +58,50 @@ def by_case(case_ids: Sequence[str], labels: Sequence[int], p: Floats) -> tuple[
     return cases.tolist(), y, sums / counts
 
 
-def macro_auc(y: NDArray[np.int64], p: Floats) -> float | None:
-    """Mean one-vs-rest AUC over the classes that occur; None when fewer than two do.
+def truth(y: Labels, classes: int) -> Floats:
+    """The one draw in which every case counts once, as what it is.
 
     Args:
         y: labels, (cases,).
-        p: class probabilities, (cases, classes).
+        classes: of the task.
+
+    Returns:
+        (1, cases, classes).
     """
-    present = np.unique(y)
-    if len(present) < 2:
-        return None
-    weights = np.stack([(y == c).astype(np.float64) for c in present])  # (present, cases)
-    aucs = [_aucs(_order(p[:, c]), w[None], 1 - w[None])[0] for c, w in zip(present, weights, strict=True)]
-    return float(np.mean(aucs))
+    return np.eye(classes)[y][None]
 
 
-def bootstrap_auc(y: NDArray[np.int64], p: Floats, seed: int = 0, draws: int = DRAWS) -> Interval | None:
-    """Range of the macro AUC under resampling of cases within their class (science.md rule 2.4).
+def resampled(y: Labels, classes: int, seed: int = 0, draws: int = DRAWS) -> Floats:
+    """Cases resampled within their class (science.md rule 2.4).
 
     Resampled freely, a small test set loses a class in many draws, and means over other classes are not comparable.
 
     Args:
         y: labels, (cases,).
-        p: class probabilities, (cases, classes).
+        classes: of the task.
         seed: of the draws.
         draws: how many.
 
     Returns:
-        None when fewer than two classes occur.
+        (draws, cases, classes).
     """
-    present = np.unique(y)
-    if len(present) < 2:
-        return None
     rng = np.random.default_rng(seed)
-    weights = np.zeros((draws, len(y)))  # how often each case was drawn
-    for c in present:
+    counts = np.zeros((draws, len(y)))  # how often each case was drawn
+    for c in np.unique(y):
         of_class = np.flatnonzero(y == c)
-        drawn = rng.multinomial(len(of_class), np.full(len(of_class), 1 / len(of_class)), size=draws)
-        weights[:, of_class] = drawn
-    aucs = [_aucs(_order(p[:, c]), weights * (y == c), weights * (y != c)) for c in present]
-    return _interval(np.mean(aucs, axis=0), y, p.shape[1])
+        counts[:, of_class] = rng.multinomial(len(of_class), np.full(len(of_class), 1 / len(of_class)), size=draws)
+    return counts[:, :, None] * truth(y, classes)
 
 
-def null_range(y: NDArray[np.int64], p: Floats, seed: int = 0, draws: int = DRAWS) -> Interval | None:
-    """Range of the macro AUC when labels are dealt to cases by chance (science.md rule 2.2).
+def permuted(y: Labels, classes: int, seed: int = 0, draws: int = DRAWS) -> Floats:
+    """Labels dealt to cases by chance (science.md rule 2.2); arguments and result as of `resampled`.
 
-    An AUC inside it is what a model without any knowledge reaches with these many cases.
-
-    Args:
-        y: labels, (cases,).
-        p: class probabilities, (cases, classes).
-        seed: of the permutations.
-        draws: how many.
-
-    Returns:
-        None when fewer than two classes occur.
+    A metric inside the range of these is what a model without any knowledge reaches with these many cases.
     """
-    present = np.unique(y)
-    if len(present) < 2:
-        return None
     dealt = np.random.default_rng(seed).permuted(np.tile(y, (draws, 1)), axis=1)  # (draws, cases)
-    aucs = [_aucs(_order(p[:, c]), dealt == c, dealt != c) for c in present]
-    return _interval(np.mean(aucs, axis=0), y, p.shape[1])
+    return np.eye(classes)[dealt]
 
 
-def _order(score: Floats) -> Floats:
-    """For each pair of cases 1 where the first has the higher score, 1/2 for a tie; (cases, cases)."""
-    return (score[:, None] > score) + 0.5 * (score[:, None] == score)
-
-
-def _aucs(order: Floats, positive: NDArray[Any], negative: NDArray[Any]) -> Floats:
-    """AUC as the share of pairs in order (Mann and Whitney 1947), each case counted by its weight.
-
-    Args:
-        order: see `_order`.
-        positive, negative: weights, (draws, cases).
-    """
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    return ((positive.astype(np.float64) @ order) * negative).sum(axis=1) / pairs
-
-
-def _interval(aucs: Floats, y: NDArray[np.int64], classes: int) -> Interval:
-    low, high = np.percentile(aucs, [2.5, 97.5])
-    return Interval(float(low), float(high), tuple(np.bincount(y, minlength=classes).tolist()))
+def is_reliable(y: Labels) -> bool:
+    """Whether every class that occurs has enough cases for a bootstrap."""
+    return int(np.unique(y, return_counts=True)[1].min()) >= FEW_CASES

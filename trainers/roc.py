@@ -1,11 +1,11 @@
-"""ROC curves of a sweep, one class against the rest, as in the paper's figure 4."""
+"""ROC curves of a sweep, one class against the rest, as in the paper's figure 4, with their spread over folds."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,12 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from trainers.metrics import fold_ci95
+from trainers.palette import COLOURS, DPI
 
-COLOURS = ("#56B4E9", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7")
-"""Okabe and Ito's palette, safe for colour-blind readers: blue for the negative scores, warm for 2+ and 3+."""
-
-STYLES = ("-", (0, (5, 1.5)), "-.", (0, (1.2, 1.2)), "-", "--")
-"""A dash a class, so that the curves can be told apart without colour."""
+GRID = np.linspace(0, 1, 201)
+"""False positive rates at which curves are averaged."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,22 @@ class Curve:
     auc: float
 
 
+@dataclass(frozen=True)
+class Band:
+    """The curves of one class over all folds, averaged at the false positive rates of `GRID`.
+
+    Attributes:
+        mean, low, high: true positive rates, (len(GRID),): their mean over folds, and the lowest and highest fold.
+        auc, auc_ci95: mean over folds of the area, and its `fold_ci95`.
+    """
+
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    auc: float | None
+    auc_ci95: float | None
+
+
 def roc_curves(run_id: str, fold: int, labels: ArrayLike, probabilities: ArrayLike) -> list[Curve]:
     """One-vs-rest curves of a run, none for a class without positives or without negatives.
 
@@ -61,56 +75,78 @@ def roc_curves(run_id: str, fold: int, labels: ArrayLike, probabilities: ArrayLi
     return curves
 
 
-def draw_roc(
-    panels: Mapping[str, Sequence[Curve]],
-    marked: Mapping[str, str],
-    classes: Sequence[str],
-    *,
-    caption: str,
-    out: Path,
-) -> None:
-    """Writes a PNG with a panel an embedder.
+def band(curves: Sequence[Curve]) -> Band:
+    """Averages the curves of one class; the seeds of a fold first."""
+    folds = sorted({curve.fold for curve in curves})
+    own = [[curve for curve in curves if curve.fold == fold] for fold in folds]
+    tpr = np.array([np.mean([_at_grid(curve) for curve in seeds], axis=0) for seeds in own])  # (folds, points)
+    auc, half = fold_ci95([float(np.mean([curve.auc for curve in seeds])) for seeds in own])
+    return Band(tpr.mean(axis=0), tpr.min(axis=0), tpr.max(axis=0), auc, half)
+
+
+def _at_grid(curve: Curve) -> NDArray[np.float64]:
+    tpr = np.interp(GRID, curve.fpr, curve.tpr)
+    tpr[0] = 0  # a curve may rise at 0; all of them start at the origin
+    return tpr
+
+
+def roc_rows(embedders: Mapping[str, Sequence[Curve]], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of roc.csv: every point of every run, then mean, lowest and highest fold (`fold` empty) at `GRID`."""
+    for embedder, curves in embedders.items():
+        for curve in curves:
+            of = _row(embedder, curve.run_id, curve.fold, classes, curve.label, curve.auc)
+            for fpr, tpr, threshold in zip(curve.fpr, curve.tpr, curve.thresholds, strict=True):
+                yield of | {"fpr": float(fpr), "tpr": float(tpr), "threshold": float(threshold)}
+        for label in sorted({curve.label for curve in curves}):
+            mean = band([curve for curve in curves if curve.label == label])
+            of = _row(embedder, None, None, classes, label, mean.auc)
+            for fpr, tpr, low, high in zip(GRID, mean.mean, mean.low, mean.high, strict=True):
+                yield of | {"fpr": float(fpr), "tpr": float(tpr), "tpr_low": float(low), "tpr_high": float(high)}
+
+
+def _row(
+    embedder: str, run_id: str | None, fold: int | None, classes: Sequence[str], label: int, auc: float | None
+) -> dict[str, Any]:
+    of_run = {"embedder": embedder, "run_id": run_id, "fold": fold}
+    points = dict.fromkeys(("fpr", "tpr", "threshold", "tpr_low", "tpr_high"))
+    return {**of_run, "class": label, "class_name": classes[label], **points, "auc": auc}
+
+
+def draw_roc(embedders: Mapping[str, Sequence[Curve]], classes: Sequence[str], *, caption: str, out: Path) -> None:
+    """Writes a PNG: a row an embedder, a column a class.
 
     Args:
-        panels: embedder -> the curves of all its folds.
-        marked: embedder -> id of the run drawn thick, the one model of the paper's figure 4.
+        embedders: name -> the curves of all its folds.
         classes: names of the classes.
         caption: what the curves rest on.
         out: the file to write.
     """
-    columns = len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels)))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(4.3 * columns, 6.5), 4.5 * rows + 0.9), dpi=160, layout="compressed")
+    rows, columns = len(embedders), len(classes)
+    figure = Figure(figsize=(max(2.3 * columns + 0.4, 6.5), 2.3 * rows + 1.1), dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for panel, (embedder, curves) in zip(axes.flat, panels.items(), strict=False):
-        _draw_panel(panel, curves, marked[embedder], classes)
-        panel.set_title(embedder, fontsize=11, parse_math=False)
-    for unused in axes.flat[len(panels) :]:
-        unused.set_axis_off()
-    for panel in axes[-1]:
-        panel.set_xlabel("false positive rate")
-    for panel in axes[:, 0]:
-        panel.set_ylabel("true positive rate")
-    figure.suptitle(caption, fontsize=8.5, parse_math=False)
+    colours = COLOURS if columns > 2 else COLOURS[1::2]
+    for line, (embedder, curves) in zip(axes, embedders.items(), strict=True):
+        for c, panel in enumerate(line):
+            _draw_panel(panel, [curve for curve in curves if curve.label == c], colours[c % len(colours)])
+        line[0].set_ylabel(f"{embedder}\ntrue positive rate", fontsize=8, parse_math=False)
+    for c, name in enumerate(classes):
+        axes[0][c].set_title(f"{name} against the rest", fontsize=9, parse_math=False)
+        axes[-1][c].set_xlabel("false positive rate", fontsize=8)
+    figure.suptitle(caption, fontsize=8, parse_math=False)
     figure.savefig(out, format="png")
 
 
-def _draw_panel(axes: Axes, curves: Sequence[Curve], marked: str, classes: Sequence[str]) -> None:
+def _draw_panel(axes: Axes, curves: Sequence[Curve], colour: str) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-    colours = COLOURS if len(classes) > 2 else COLOURS[1::2]
-    for c, name in enumerate(classes):
-        own = [curve for curve in curves if curve.label == c]
-        colour, style = colours[c % len(colours)], STYLES[c % len(STYLES)]
-        text = f"{name}:  undefined"
-        for curve in own:
-            if curve.run_id == marked:
-                mean, half = fold_ci95([each.auc for each in own])
-                spread = f"{mean:.2f}" if half is None else f"{mean:.2f} ± {half:.2f}"
-                text = f"{name}:  {curve.auc:.2f}  ({spread})"
-                axes.plot(curve.fpr, curve.tpr, color=colour, linewidth=2, linestyle=style, zorder=3)
-            else:
-                axes.plot(curve.fpr, curve.tpr, color=colour, linewidth=0.7, alpha=0.6)
-        axes.plot([], [], color=colour, linewidth=2, linestyle=style, label=text)
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    text = "undefined"
+    if curves:
+        over = band(curves)
+        axes.fill_between(GRID, over.low, over.high, color=colour, alpha=0.25, linewidth=0)
+        for curve in curves:
+            axes.plot(curve.fpr, curve.tpr, color=colour, linewidth=0.5, alpha=0.6)
+        axes.plot(GRID, over.mean, color="black", linewidth=1.4)
+        text = f"AUC {over.auc:.2f}" + ("" if over.auc_ci95 is None else f" ± {over.auc_ci95:.2f}")
+    axes.text(0.97, 0.05, text, ha="right", fontsize=8, transform=axes.transAxes)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    axes.tick_params(labelsize=7)
     axes.grid(color="0.92", linewidth=0.6)
-    axes.legend(loc="lower right", fontsize=8, title="AUC: thick (mean of folds)", title_fontsize=8)

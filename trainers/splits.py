@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import csv
-import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from her2cache.cohort import Slide
 from her2cache.errors import CohortError, TrainingError
 from trainers.config import SplitsSection
+from trainers.folds import PAPER_FOLDS, draw_test_set, grouped_folds, plain_folds, score_of
 from trainers.tasks import Task
-
-PAPER_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -83,37 +79,93 @@ def make_splits(slides: Sequence[Slide], task: Task, settings: SplitsSection) ->
     """
     if settings.file is not None:
         assigned, folds = _read_splits(Path(settings.file), slides, task)
-        return _proven(Splits(assigned, folds, ()), task)
-    test = _given_test_set(slides) or _draw_test_set(slides, settings.test_slides, settings.seed)
+        return proven(Splits(assigned, folds, ()), task)
+    test = _given_test_set(slides) or draw_test_set(slides, settings.test_slides, settings.seed)
     rest = [s for s in slides if s.slide_id not in test]
-    fold_of = _plain_folds(rest, settings.seed) if settings.folds == "paper" else _grouped_folds(rest, settings)
-    assigned = tuple(
+    if settings.folds == "paper":
+        fold_of = plain_folds(rest, settings.seed)
+    else:
+        fold_of = grouped_folds(rest, settings.folds, settings.seed)
+    return proven(Splits(_assign(slides, task, test, fold_of), _number_of_folds(settings), ()), task)
+
+
+def nested_splits(slides: Sequence[Slide], task: Task, settings: SplitsSection) -> tuple[Splits, ...]:
+    """Outer folds of a nested cross-validation over all slides, each as a test set with the folds of all others.
+
+    Every case is tested exactly once. Outer and inner folds are stratified by score and grouped by case, whatever the
+    fixed test set and `folds = "paper"` say.
+
+    Args:
+        slides: every one with a score.
+        task: gives the classes.
+        settings: of the experiment; with `nested = 0` there are no outer folds.
+
+    Raises:
+        CohortError: a case would be on two sides.
+        TrainingError: too few cases, or a class is missing in the training slides of a fold.
+    """
+    if not settings.nested:
+        return ()
+    outer_of = grouped_folds(slides, settings.nested, settings.seed, key="nested")
+    folds = _number_of_folds(settings)
+    found: list[Splits] = []
+    for outer in range(settings.nested):
+        test = {slide_id for slide_id, k in outer_of.items() if k == outer}
+        fold_of = grouped_folds([s for s in slides if s.slide_id not in test], folds, settings.seed)
+        bare = Splits(_assign(slides, task, test, fold_of), folds, ())
+        found.append(proven(bare, task, of=f" of outer fold {outer}"))
+    return tuple(found)
+
+
+def _number_of_folds(settings: SplitsSection) -> int:
+    return PAPER_FOLDS if settings.folds == "paper" else settings.folds
+
+
+def _assign(slides: Sequence[Slide], task: Task, test: set[str], fold_of: dict[str, int]) -> tuple[Assignment, ...]:
+    return tuple(
         Assignment(
             slide_id=s.slide_id,
             case_id=s.case_id,
-            her2_score=_score(s),
+            her2_score=score_of(s),
             label=_label(s, task),
             split="test" if s.slide_id in test else "train",
             fold=fold_of.get(s.slide_id),
         )
         for s in slides
     )
-    folds = PAPER_FOLDS if settings.folds == "paper" else settings.folds
-    return _proven(Splits(assigned, folds, ()), task)
 
 
-def _proven(bare: Splits, task: Task) -> Splits:
-    """Splits without a leak, with their warnings."""
-    _prove_no_leak(bare)
-    return Splits(bare.slides, bare.folds, tuple(_missing_classes(bare, task)))
+def proven(bare: Splits, task: Task, of: str = "") -> Splits:
+    """Splits without a leak, with their warnings.
+
+    Args:
+        bare: what is to be proven.
+        task: gives the classes.
+        of: which folds they are, for messages.
+
+    Raises:
+        CohortError: a case is on two sides.
+        TrainingError: a class is missing in the training slides of a fold.
+    """
+    _prove_no_leak(bare, of)
+    return Splits(bare.slides, bare.folds, tuple(_missing_classes(bare, task, of)))
 
 
 def write_splits(splits: Splits, path: Path) -> None:
     """Writes splits.csv; a test slide's fold is empty."""
+    _write(path, [], ((s,) for s in splits.slides))
+
+
+def write_nested_splits(nested: Sequence[Splits], path: Path) -> None:
+    """Writes nested_splits.csv: the slides of every outer fold, `outer` telling which."""
+    _write(path, ["outer"], ((k, s) for k, splits in enumerate(nested) for s in splits.slides))
+
+
+def _write(path: Path, before: list[str], rows: Iterable[tuple[Any, ...]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([f.name for f in fields(Assignment)])
-        writer.writerows(astuple(s) for s in splits.slides)
+        writer.writerow([*before, *(f.name for f in fields(Assignment))])
+        writer.writerows((*row[:-1], *astuple(row[-1])) for row in rows)
 
 
 def _read_splits(path: Path, slides: Sequence[Slide], task: Task) -> tuple[tuple[Assignment, ...], int]:
@@ -150,7 +202,7 @@ def _read_splits(path: Path, slides: Sequence[Slide], task: Task) -> tuple[tuple
             )
         label = _label(s, task)
         number = int(fold) if fold else None
-        assigned.append(Assignment(s.slide_id, s.case_id, _score(s), label, "test" if not fold else "train", number))
+        assigned.append(Assignment(s.slide_id, s.case_id, score_of(s), label, "test" if not fold else "train", number))
     found = {s.fold for s in assigned if s.fold is not None}
     if len(found) < 2 or found != set(range(len(found))):
         raise CohortError(
@@ -160,19 +212,13 @@ def _read_splits(path: Path, slides: Sequence[Slide], task: Task) -> tuple[tuple
 
 
 def _label(slide: Slide, task: Task) -> int:
-    label = task.label(_score(slide), slide.ish)
+    label = task.label(score_of(slide), slide.ish)
     if label is None:
         raise CohortError(
             f"slide {slide.slide_id} is 2+ without a result of in situ hybridisation, which the task {task.name} needs:"
             " fill in the column ish, or leave the slide out"
         )
     return label
-
-
-def _score(slide: Slide) -> int:
-    if slide.her2_score is None:
-        raise CohortError(f"slide {slide.slide_id} has no her2_score: fill it in, or leave the slide out")
-    return slide.her2_score
 
 
 def _given_test_set(slides: Sequence[Slide]) -> set[str]:
@@ -188,78 +234,10 @@ def _given_test_set(slides: Sequence[Slide]) -> set[str]:
     return test
 
 
-def _draw_test_set(slides: Sequence[Slide], n_test: int, seed: int) -> set[str]:
-    """Whole cases, drawn at random until each score has its share of the test slides."""
-    if n_test >= len(slides):
-        raise TrainingError(
-            f"[splits] test_slides = {n_test} leaves nothing to train on: there are {len(slides)} labelled slides with "
-            "features; lower it, or add slides"
-        )
-    rng = np.random.default_rng(seed)
-    cases: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for s in slides:
-        cases[_score(s)][s.case_id].append(s.slide_id)
-    share = _shares({score: sum(map(len, own.values())) for score, own in cases.items()}, n_test)
-    test: set[str] = set()
-    for score in sorted(cases):
-        taken: list[str] = []
-        for case in rng.permutation(sorted(cases[score])).tolist():
-            if len(taken) >= share[score]:
-                break
-            taken += cases[score][case]
-        test.update(taken)
-    return test
-
-
-def _shares(sizes: dict[int, int], total: int) -> dict[int, int]:
-    """Divides `total` in proportion to the sizes, by largest remainder."""
-    exact = {key: total * size / sum(sizes.values()) for key, size in sizes.items()}
-    shares = {key: int(value) for key, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda key: (shares[key] - exact[key], key))
-    for key in by_remainder[: total - sum(shares.values())]:
-        shares[key] += 1
-    return shares
-
-
-def _plain_folds(slides: Sequence[Slide], seed: int) -> dict[str, int]:
-    """The original's folds: slides shuffled, without regard to case or score."""
-    from sklearn.model_selection import KFold  # slow to import, and fits need only `Assignment`
-
-    _need_cases(len(slides), PAPER_FOLDS)
-    parts = KFold(PAPER_FOLDS, shuffle=True, random_state=seed).split(slides)
-    return {slides[i].slide_id: fold for fold, (_, held_out) in enumerate(parts) for i in held_out}
-
-
-def _grouped_folds(slides: Sequence[Slide], settings: SplitsSection) -> dict[str, int]:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds = int(settings.folds)
-    scores, cases = [_score(s) for s in slides], [s.case_id for s in slides]
-    _need_cases(len(set(cases)), folds)
-    with warnings.catch_warnings():  # scikit-learn warns of rare scores; `_missing_classes` says what follows
-        warnings.simplefilter("ignore", UserWarning)
-        try:
-            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=settings.seed)
-            parts = list(splitter.split(scores, scores, cases))
-        except ValueError as error:
-            raise TrainingError(
-                f"{folds} folds cannot be made, no score has that many slides for training: "
-                "lower [splits] folds, or add slides"
-            ) from error
-    return {slides[i].slide_id: fold for fold, (_, held_out) in enumerate(parts) for i in held_out}
-
-
-def _need_cases(n: int, folds: int) -> None:
-    if n < folds:
-        raise TrainingError(
-            f"{n} cases for training cannot make {folds} folds: lower [splits] folds or test_slides, or add cases"
-        )
-
-
-def _prove_no_leak(splits: Splits) -> None:
+def _prove_no_leak(splits: Splits, of: str) -> None:
     train = [s for s in splits.slides if s.split == "train"]
-    sides = [("training", train, "the test set", splits.test)] + [
-        (f"training of fold {k}", splits.training(k), "its validation", splits.validation(k))
+    sides = [(f"training{of}", train, "the test set", splits.test)] + [
+        (f"training of fold {k}{of}", splits.training(k), "its validation", splits.validation(k))
         for k in range(splits.folds)
     ]
     for first, slides, second, others in sides:
@@ -271,7 +249,7 @@ def _prove_no_leak(splits: Splits) -> None:
             )
 
 
-def _missing_classes(splits: Splits, task: Task) -> Iterable[str]:
+def _missing_classes(splits: Splits, task: Task, of: str) -> Iterable[str]:
     """Warns of classes that validation or test lacks.
 
     Raises:
@@ -286,10 +264,10 @@ def _missing_classes(splits: Splits, task: Task) -> Iterable[str]:
     for fold in range(splits.folds):
         if lost := missing(splits.training(fold)):
             raise TrainingError(
-                f"no slide of class {name(lost)} is left to train fold {fold}: there are too few of them; "
-                "lower [splits] test_slides or folds, choose another [task], or add slides"
+                f"no slide of class {name(lost)} is left to train fold {fold}{of}: there are too few of them; "
+                f"lower [splits] {'nested' if of else 'test_slides'} or folds, choose another [task], or add slides"
             )
         if lost := missing(splits.validation(fold)):
-            yield f"fold {fold} validates without class {name(lost)}"
-    if lost := missing(splits.test):
+            yield f"fold {fold}{of} validates without class {name(lost)}"
+    if (lost := missing(splits.test)) and not of:  # outer folds are pooled
         yield f"the test set has no slide of class {name(lost)}: its metrics are undefined"

@@ -1,28 +1,35 @@
-"""An experiment with its inputs opened and checked: what there is to train, and the test at the end."""
+"""An experiment with its inputs opened and checked: every round of it, and what there is to train."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from her2cache.bags import BagSampler
 from her2cache.cohort import Slide, read_cohort
+from her2cache.embedder import RANDOM, random_name
 from her2cache.errors import CohortError, ConfigError, StoreError
 from her2cache.store.reader import FeatureStore, SpaceInfo
-from trainers.assessment import Assessment, assess
-from trainers.baselines import Baseline, baselines, mean_features
-from trainers.config import Experiment
-from trainers.features import stored_features
-from trainers.fit import FitPlan
-from trainers.ledger import Run
-from trainers.model import TrainedModel
-from trainers.splits import Splits, make_splits
+from trainers.config import DataSection, Experiment
+from trainers.features import SlideFeatures, prefix, stored_features
+from trainers.plan import FitPlan
+from trainers.splits import Assignment, Splits, make_splits, nested_splits
+from trainers.stack import Configuration
 from trainers.tasks import Task
+
+
+@dataclass(frozen=True)
+class Round:
+    """One whole cross-validation with the slides that it is tested on.
+
+    Attributes:
+        outer: outer fold of the nested cross-validation; None for the fixed test set.
+        splits: its test set and folds.
+    """
+
+    outer: int | None
+    splits: Splits
 
 
 @dataclass(frozen=True)
@@ -31,39 +38,78 @@ class Study:
 
     Attributes:
         experiment: its file.
-        spaces: display name -> feature space.
+        spaces: name -> feature space; the untrained embedder has one for each of its seeds.
+        seeds: name of a space of the untrained embedder -> its seed, where several take part.
         splits: of the slides that every space has.
+        nested: outer folds over the same slides, if the experiment asks for them.
         left_out: slide -> why it takes no part.
+        fraction: share of each slide's patches that is used, in training as in testing.
     """
 
     experiment: Experiment
     spaces: dict[str, SpaceInfo]
+    seeds: dict[str, int]
     splits: Splits
+    nested: tuple[Splits, ...]
     left_out: dict[str, str]
+    fraction: float = 1.0
 
-    def plans(self, stack: int | None = None) -> list[FitPlan]:
-        """The fits of the whole experiment, at most `stack` runs each; None stacks the whole grid."""
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """The fixed test set, then every outer fold."""
+        return (Round(None, self.splits), *(Round(k, splits) for k, splits in enumerate(self.nested)))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the results should know."""
+        inner = [w for splits in self.nested for w in splits.warnings]
+        if not inner:
+            return self.splits.warnings
+        folds = sum(splits.folds for splits in self.nested)
+        return (*self.splits.warnings, f"{len(inner)} of {folds} inner folds lack a class: {inner[0]}, for instance")
+
+    def embedder_of(self, name: str) -> tuple[str, int]:
+        """The embedder that a space counts as in every table, and its seed."""
+        return (RANDOM, self.seeds[name]) if name in self.seeds else (name, 0)
+
+    def plans(self, stack: int | None = None, configurations: Sequence[Configuration] | None = None) -> list[FitPlan]:
+        """The fits of the whole experiment: every round, space and fold.
+
+        Args:
+            stack: most runs of a fit; None stacks all configurations.
+            configurations: to try instead of the grid.
+        """
         e = self.experiment
-        grid = e.training.grid()
-        step = stack or len(grid)
+        tried = e.training.grid() if configurations is None else tuple(configurations)
+        step = stack or max(len(tried), 1)
         return [
             FitPlan(
                 space_key=space.key,
-                embedder=name,
+                embedder=embedder,
                 fold=fold,
-                training=self.splits.training(fold),
-                validation=self.splits.validation(fold),
-                configurations=grid[start : start + step],
+                training=of.splits.training(fold),
+                validation=of.splits.validation(fold),
+                configurations=tried[start : start + step],
                 task=e.classification,
                 bags=e.bags,
                 settings=e.training,
                 model=e.model,
                 experiment=e.digest(),
+                outer=of.outer,
+                embedder_seed=seed,
+                fraction=self.fraction,
             )
+            for of in self.rounds
             for name, space in self.spaces.items()
-            for fold in range(self.splits.folds)
-            for start in range(0, len(grid), step)
+            for embedder, seed in (self.embedder_of(name),)
+            for fold in range(of.splits.folds)
+            for start in range(0, len(tried), step)
         ]
+
+    def features(self, space_key: str, slides: Sequence[Assignment]) -> SlideFeatures:
+        """Features of some slides, as far as the study uses them."""
+        stored = stored_features(self.experiment.data.store, space_key, [s.slide_id for s in slides])
+        return prefix(stored, self.fraction, self.experiment.bags.size)
 
 
 def open_study(experiment: Experiment) -> Study:
@@ -77,7 +123,7 @@ def open_study(experiment: Experiment) -> Study:
     """
     data, bags = experiment.data, experiment.bags
     store = FeatureStore.open(data.store)
-    spaces = _named([store.find_space(name, views=data.views) for name in data.embedders])
+    spaces, seeds = _find_spaces(store, data)
     slides = read_cohort(Path(data.cohort)).with_stain(data.stain).slides
     left_out = _unusable(slides, store, spaces.values(), experiment.classification)
     used = [s for s in slides if s.slide_id not in left_out]
@@ -90,39 +136,33 @@ def open_study(experiment: Experiment) -> Study:
     for space in spaces.values():
         counts = {s.slide_id: store.record(s.slide_id, space.key).n_patches for s in used}
         BagSampler(counts, bags.size, seed=0, allow_replacement=bags.allow_replacement)
-    return Study(experiment, spaces, make_splits(used, experiment.classification, experiment.splits), left_out)
+    task = experiment.classification
+    splits = make_splits(used, task, experiment.splits)
+    return Study(experiment, spaces, seeds, splits, nested_splits(used, task, experiment.splits), left_out)
 
 
-def assess_selected(study: Study, selected: dict[str, list[Run]], checkpoints: Path) -> list[tuple[Run, Assessment]]:
-    """Tests the chosen runs. This is the first time that features of a test slide are read."""
-    e, slides = study.experiment, study.splits.test
-    found: list[tuple[Run, Assessment]] = []
-    for space_key, runs in selected.items():
-        features = stored_features(e.data.store, space_key, [s.slide_id for s in slides])
-        counts = {s.slide_id: len(features[s.slide_id][0]) for s in slides}
-        sampler = BagSampler(counts, e.bags.size, seed=e.training.seed, allow_replacement=e.bags.allow_replacement)
-        for run in runs:
-            model = TrainedModel.load(checkpoints / f"{run.run_id}.safetensors", space_key=space_key)
-            found.append((run, assess(model, features, slides, sampler, e.bags.test)))
-    return found
+def _find_spaces(store: FeatureStore, data: DataSection) -> tuple[dict[str, SpaceInfo], dict[str, int]]:
+    """The spaces of an experiment by name, and the seeds of the untrained embedder where several take part."""
+    spaces = [store.find_space(name, views=data.views) for name in data.embedders]
+    seeds: dict[str, int] = {}
+    if data.random_seeds > 1:
+        first = spaces[data.embedders.index(RANDOM)]
+        seeds = {random_name(seed): seed for seed in range(data.random_seeds)}
+        spaces += [_seeded(store, first, seed) for seed in range(1, data.random_seeds)]
+    return _named(spaces), seeds
 
 
-def fit_baselines(study: Study) -> list[Baseline]:
-    """The baselines on the study's own splits. Features of test slides are read here as well.
-
-    A space that cannot be read has none; its fits have said so.
-    """
-    store, slides = FeatureStore.open(study.experiment.data.store), study.splits.slides
-    ids = [s.slide_id for s in slides]
-    pooled: dict[str, NDArray[np.float64]] = {}
-    for name, space in study.spaces.items():
-        with suppress(StoreError):
-            pooled[name] = mean_features(store.maps(space.key, ids), slides)
-    first = next(iter(study.spaces.values()))
-    colours = [store.record(slide_id, first.key).made.get("colour") for slide_id in ids]
-    known = np.array(colours, np.float64) if all(colours) else None  # features made elsewhere come without
-    classes = len(study.experiment.classification.classes)
-    return baselines(pooled, known, study.splits, classes, seed=study.experiment.splits.seed)
+def _seeded(store: FeatureStore, first: SpaceInfo, seed: int) -> SpaceInfo:
+    """The space of another seed of the untrained embedder, with the patches and views of the first."""
+    made = {key: value for key, value in first.document.items() if key != "embedder"}
+    for space in store.spaces():
+        if space.name == random_name(seed) and made == {k: v for k, v in space.document.items() if k != "embedder"}:
+            return space
+    raise StoreError(
+        f"{store.uri} has no features of {random_name(seed)} with the patches and views of {RANDOM}, which [data]"
+        f" random_seeds asks for: run `her2cache embed --embedder {RANDOM}={seed} --views {first.views}` with the"
+        f" options that {RANDOM} was embedded with, or lower random_seeds"
+    )
 
 
 def _named(spaces: Sequence[SpaceInfo]) -> dict[str, SpaceInfo]:

@@ -1,8 +1,10 @@
-"""The Parquet tables of a sweep: typed, one row a run and epoch, a tested run, a test bag."""
+"""The Parquet files of a sweep: typed, one row a run and epoch, a tested run, a test bag."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,102 +13,121 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainers.assessment import Assessment
+from trainers.columns import PREDICTIONS, RESULTS, RUNS, metric_columns, probability_columns, schema
 from trainers.ledger import Run
 from trainers.splits import Assignment
 from trainers.tasks import Task
 
-_RUN: list[tuple[str, Any]] = [
-    ("run_id", pa.string()),
-    ("space_key", pa.string()),
-    ("embedder", pa.string()),
-    ("fold", pa.int32()),
-    ("seed", pa.int64()),
-    ("learning_rate", pa.float64()),
-    ("weight_decay", pa.float64()),
-    ("epoch", pa.int32()),
-]
-_RUNS = pa.schema(
-    [
-        *_RUN,
-        ("train_loss", pa.float64()),
-        ("val_loss", pa.float64()),
-        ("val_accuracy", pa.float64()),
-        ("seconds", pa.float64()),
-        ("best", pa.bool_()),
-        ("reason", pa.string()),
-    ]
-)
+
+@dataclass(frozen=True)
+class AssessedRun:
+    """A run with its test.
+
+    Attributes:
+        run: which.
+        is_selected: whether its configuration was selected.
+        assessment: what the test found.
+        slides: the test slides that `assessment` counts.
+    """
+
+    run: Run
+    is_selected: bool
+    assessment: Assessment
+    slides: Sequence[Assignment]
 
 
-def write_runs(runs: Sequence[Run], path: Path) -> None:
+def write_runs(runs: Sequence[Run], selected: Collection[str], path: Path) -> None:
     """Writes runs.parquet: one row a run and epoch, from 0.
 
     A failed run ends in a row without losses whose `reason` says why; in all other rows it is empty.
+
+    Args:
+        runs: all of them.
+        selected: ids of those whose configuration was selected.
+        path: of the file.
     """
     rows: list[dict[str, Any]] = []
     for run in runs:
+        common = {**_fields(run), "selected": run.run_id in selected, "stopped": run.stopped}
         for number, e in enumerate(run.epochs):
             losses = {"train_loss": e.train_loss, "val_loss": e.val_loss, "val_accuracy": e.val_accuracy}
-            rows.append(
-                {**_fields(run, number), **losses, "seconds": e.seconds, "best": number == run.best, "reason": ""}
-            )
+            ends = {"epoch": number, "seconds": e.seconds, "best": number == run.best, "reason": ""}
+            rows.append({**common, **losses, **ends})
         if run.reason:
-            rows.append({**_fields(run, len(run.epochs)), "best": False, "reason": run.reason})
-    _write(pa.Table.from_pylist(rows, _RUNS), path)
+            rows.append({**common, "epoch": len(run.epochs), "best": False, "reason": run.reason})
+    _write(pa.Table.from_pylist(rows, schema(RUNS)), path)
 
 
-def write_results(
-    tested: Sequence[tuple[Run, Assessment]], slides: Sequence[Assignment], task: Task, path: Path
-) -> None:
-    """Writes results.parquet: one row a tested run, with the metrics of bags and of slides."""
-    sizes = {"n_slides": len(slides), "n_cases": len({s.case_id for s in slides})}
-    rows = [
-        {
-            **_fields(run, run.best),
-            "val_loss": run.val_loss,
-            "task": task.name,
-            "n_bags": len(a.slide),
-            **sizes,
-            **a.metrics,
-        }
-        for run, a in tested
-    ]
-    counts = [(name, pa.int32()) for name in ("n_bags", "n_slides", "n_cases")]
-    metrics = [(name, pa.int32() if "_n_" in name else pa.float64()) for name in tested[0][1].metrics]
-    schema = pa.schema([*_RUN, ("val_loss", pa.float64()), ("task", pa.string()), *counts, *metrics])
-    _write(pa.Table.from_pylist(rows, schema), path)
+class ResultFiles:
+    """results.parquet and predictions.parquet, filled run by run; the predictions of one run are in memory."""
+
+    def __init__(self, task: Task, predictions: pq.ParquetWriter, columns: pa.Schema) -> None:
+        self._task = task
+        self._predictions = predictions
+        self._columns = columns
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, tested: AssessedRun) -> None:
+        """Takes the test of a run."""
+        run, a, slides = tested.run, tested.assessment, tested.slides
+        self.rows.append(
+            {
+                **_fields(run),
+                "epoch": run.best,
+                "val_loss": run.val_loss,
+                "selected": tested.is_selected,
+                "task": self._task.name,
+                "n_bags": len(a.slide),
+                "n_slides": len(slides),
+                "n_cases": len({s.case_id for s in slides}),
+                **a.metrics,
+            }
+        )
+        self._predictions.write_table(_predictions(tested, self._columns))
 
 
-def write_predictions(tested: Sequence[tuple[Run, Assessment]], slides: Sequence[Assignment], path: Path) -> None:
-    """Writes predictions.parquet: one row a test bag of a tested run, `p_0` being the probability of class 0."""
-    parts = [_predictions(run, a, slides) for run, a in tested]
-    _write(pa.concat_tables(parts), path)
+@contextmanager
+def result_files(task: Task, folder: Path) -> Generator[ResultFiles]:
+    """Writes both files into a folder; a reader sees the whole files or none."""
+    results, predictions = folder / "results.parquet", folder / "predictions.parquet"
+    partial = predictions.with_name(f".{predictions.name}")
+    columns = schema((*PREDICTIONS, *probability_columns(task)))
+    with pq.ParquetWriter(partial, columns) as writer:
+        files = ResultFiles(task, writer, columns)
+        yield files
+    partial.replace(predictions)
+    _write(pa.Table.from_pylist(files.rows, schema((*RESULTS, *metric_columns(task)))), results)
 
 
-def _predictions(run: Run, a: Assessment, slides: Sequence[Assignment]) -> pa.Table:
-    n = len(a.slide)
-    columns: dict[str, Any] = {
-        "run_id": pa.array([run.run_id] * n),
-        "embedder": pa.array([run.embedder] * n),
-        "fold": pa.array(np.full(n, run.fold, np.int32)),
-        "slide_id": pa.array([slides[i].slide_id for i in a.slide]),
-        "case_id": pa.array([slides[i].case_id for i in a.slide]),
-        "bag": pa.array(np.arange(n, dtype=np.int32)),
-        "label": pa.array(np.array([slides[i].label for i in a.slide], np.int32)),
+def _predictions(tested: AssessedRun, columns: pa.Schema) -> pa.Table:
+    """One row a test bag of a run, `p_0` being the probability of class 0."""
+    run, a, slides = tested.run, tested.assessment, tested.slides
+    of_run = {**_fields(run), "selected": tested.is_selected}
+    rows: dict[str, Any] = {
+        "slide_id": [slides[i].slide_id for i in a.slide],
+        "case_id": [slides[i].case_id for i in a.slide],
+        "bag": np.arange(len(a.slide), dtype=np.int32),
+        "label": np.array([slides[i].label for i in a.slide], np.int32),
+        **{f"p_{c}": p for c, p in enumerate(a.probabilities.T)},
     }
-    return pa.table({**columns, **{f"p_{c}": p for c, p in enumerate(a.probabilities.T)}})
+    arrays = [
+        pa.array(rows[f.name], f.type) if f.name in rows else pa.repeat(pa.scalar(of_run[f.name], f.type), len(a.slide))
+        for f in columns
+    ]
+    return pa.Table.from_arrays(arrays, schema=columns)
 
 
-def _fields(run: Run, epoch: int | None) -> dict[str, Any]:
+def _fields(run: Run) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "space_key": run.space_key,
         "embedder": run.embedder,
+        "embedder_seed": run.embedder_seed,
+        "outer": run.outer,
         "fold": run.fold,
         "seed": run.seed,
         "learning_rate": run.configuration.learning_rate,
         "weight_decay": run.configuration.weight_decay,
-        "epoch": epoch,
     }
 
 

@@ -56,7 +56,7 @@ def score(
     A slide that the sweep's store lacks is embedded first.
     """
     from cluster.scoring import open_models, score_row
-    from trainers.report import write_csv
+    from trainers.results import write_csv
 
     models = open_models(sweep, embedder=embedder, run_id=run_id)
     slides = _slides_named(targets, models)

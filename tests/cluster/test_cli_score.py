@@ -27,6 +27,7 @@ from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
 from trainers.metrics import evaluate
 from trainers.model import AttentionMIL, Origin, TrainedModel
+from trainers.results import write_csv
 from trainers.score import score_slide
 from trainers.tasks import find_task
 
@@ -79,19 +80,25 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
             label = np.arange(40) % 4
             levels = {"bag": evaluate(label, p, 4), "slide": evaluate(np.arange(4), p[:4], 4)}
             setting = {"learning_rate": 1e-3, "weight_decay": 1e-5, "seed": fold, "epoch": 0, "task": "four"}
+            of_run = {"embedder_seed": 0, "outer": None, "selected": True}
             results.append(
                 {"run_id": run_id, "space_key": key, "embedder": name, "fold": fold, "val_loss": loss + (fold - 1) ** 2}
                 | setting
+                | of_run
                 | {"n_bags": 40, "n_slides": 4, "n_cases": 4}
                 | {f"{level}_{metric}": v for level, found in levels.items() for metric, v in found.items()}
             )
             predictions += [
-                {"run_id": run_id, "slide_id": f"s{c}", "case_id": f"c{c}", "label": c}
+                {"run_id": run_id, "embedder": name, "slide_id": f"s{c}", "case_id": f"c{c}", "label": c}
+                | of_run
                 | {f"p_{k}": float(p[i, k]) for k in range(4)}
                 for i, c in enumerate(label.tolist())
             ]
     pq.write_table(pa.Table.from_pylist(results), out / "results.parquet")
     pq.write_table(pa.Table.from_pylist(predictions), out / "predictions.parquet")
+    losses = {"train_loss": 1.0, "best": True, "reason": ""}
+    pq.write_table(pa.Table.from_pylist([row | losses for row in results]), out / "runs.parquet")
+    write_csv(out / "selection.csv", [row for row in results if row["fold"] == 0])
     (out / "experiment.toml").write_text(
         '[data]\ncohort = "cohort.csv"\nstore = "store"\nembedders = ["one", "two"]\n[bags]\nsize = 20\n'
     )  # a copy: its relative paths start at the folder it came from, which environment.json tells

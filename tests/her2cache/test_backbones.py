@@ -209,6 +209,19 @@ class TestRequests:
         assert first.spec.weights_sha256 == "94a2f6d5452d1a12e361abf7f2f1caa3ee15d85abd65434551f3a7771957cc5c"
         assert (first.spec.mean, first.spec.std) == ((0, 0, 0), (1, 1, 1))
 
+    def test_seeds_of_the_untrained_trunk(self) -> None:
+        zero, three = load_trunk("alexnet-random", 96), load_trunk("alexnet-random=3", 96)
+        assert load_trunk("alexnet-random=0", 96).spec == zero.spec
+        assert load_trunk("alexnet-random-s3", 96).spec == three.spec  # as the store calls it, to embed more slides
+        assert three.spec.name == "alexnet-random-s3"
+        assert three.spec.weights_sha256 != zero.spec.weights_sha256
+        assert three.source is None
+        for request in ("alexnet-random=-1", "alexnet-random=1.5"):
+            with pytest.raises(EmbedderError, match="takes no weights file, but a seed"):
+                load_trunk(request, 96)
+        with pytest.raises(EmbedderError, match="is not known"):
+            load_trunk("alexnet-random-s3=5", 96)
+
     def test_the_generator_of_the_process_is_left_alone(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
         torch.save(state, tmp_path / "t.pth")
         torch.manual_seed(123)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -9,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from her2cache.cohort import Slide
 from trainers.baselines import COLOUR, PERMUTED, POOLED, baselines, mean_features
 from trainers.config import SplitsSection
-from trainers.splits import Splits, make_splits
+from trainers.splits import Splits, make_splits, nested_splits
 from trainers.tasks import find_task
 
 CASES, DIM = 40, 12
@@ -18,8 +20,6 @@ CASES, DIM = 40, 12
 @pytest.fixture(scope="module")
 def splits() -> Splits:
     """Two slides of each case."""
-    from pathlib import Path
-
     slides = [
         Slide(f"s{k}{part}", f"c{k:02d}", Path(f"{k}{part}.svs"), "HE", her2_score=k % 4)
         for k in range(CASES)
@@ -35,18 +35,21 @@ def planted(splits: Splits, signal: float) -> np.ndarray:
 
 
 def test_signal_is_found_and_noise_is_not(splits: Splits) -> None:
-    found = baselines({"good": planted(splits, 4.0), "none": planted(splits, 0.0)}, planted(splits, 0.0), splits, 4)
+    found = baselines(
+        {"good": planted(splits, 4.0)[None], "none": planted(splits, 0.0)[None]}, planted(splits, 0.0), splits, 4
+    )
     by = {(b.name, b.embedder): b for b in found}
     assert list(by) == [(POOLED, "good"), (POOLED, "none"), (COLOUR, ""), (PERMUTED, "good"), (PERMUTED, "none")]
     for (name, embedder), b in by.items():
-        assert b.test is not None
-        assert b.crossed is not None
-        assert b.crossed_chance is not None
+        assert b.test.auc is not None
+        assert b.crossed.auc is not None
+        assert b.crossed.chance is not None
+        assert b.nested is None
         if (name, embedder) == (POOLED, "good"):
-            assert min(b.test, b.crossed) > 0.95
-            assert b.crossed > b.crossed_chance.high
+            assert min(b.test.auc, b.crossed.auc) > 0.95
+            assert b.crossed.auc > b.crossed.chance.high
         else:
-            assert b.crossed < 0.75
+            assert b.crossed.auc < 0.75
         row = b.row()
         assert (row["test_cases"], row["cv_cases"]) == (8, 32)
         assert row["test_chance_low"] < 0.4 < row["test_chance_high"]
@@ -57,9 +60,29 @@ def test_test_cases_never_train(splits: Splits) -> None:
     x = planted(splits, 1.0)
     other = x.copy()
     other[[k for k, s in enumerate(splits.slides) if s.split == "test"]] = 1e3
-    a, b = (baselines({"e": rows}, None, splits, 4)[0] for rows in (x, other))
+    a, b = (baselines({"e": rows[None]}, None, splits, 4)[0] for rows in (x, other))
     assert a.crossed == b.crossed
     assert a.test != b.test
+
+
+def test_outer_folds_are_pooled(splits: Splits) -> None:
+    """All cases, each predicted by a model that has not seen it; the seeds of an embedder are averaged."""
+    scores = {s.case_id: s.her2_score for s in splits.slides}
+    slides = [Slide(s.slide_id, s.case_id, Path(s.slide_id), "HE", scores[s.case_id]) for s in splits.slides]
+    nested = nested_splits(slides, find_task("four"), SplitsSection(nested=3, folds=3))
+    assert [s.slide_id for s in nested[0].slides] == [s.slide_id for s in splits.slides]
+    one, two = planted(splits, 1.0), planted(splits, 0.5)
+    found = baselines(
+        {"one": one[None], "two": two[None], "both": np.stack([one, two])}, None, splits, 4, nested=nested
+    )
+    by = {b.embedder: b.nested for b in found if b.name == POOLED}
+    assert all(score is not None and score.cases == CASES for score in by.values())
+    aucs = {name: score.auc for name, score in by.items() if score is not None and score.auc is not None}
+    assert aucs["both"] == pytest.approx((aucs["one"] + aucs["two"]) / 2)
+    assert aucs["one"] > aucs["two"] > 0.5
+    row = found[-1].row()
+    assert row["baseline"] == PERMUTED
+    assert row["nested_chance_low"] - 0.1 < row["nested_auc"] < row["nested_chance_high"] + 0.1
 
 
 def test_the_test_value_is_scikit_learns(splits: Splits) -> None:
@@ -79,7 +102,7 @@ def test_the_test_value_is_scikit_learns(splits: Splits) -> None:
     mean = np.array([p[[s.case_id == c for s in splits.test]].mean(axis=0) for c in ids])
     y = np.array([next(s.label for s in splits.test if s.case_id == c) for c in ids])
     expected = np.mean([roc_auc_score(y == c, mean[:, c]) for c in range(4)])
-    assert baselines({"e": x}, None, splits, 4)[0].test == pytest.approx(expected)
+    assert baselines({"e": x[None]}, None, splits, 4)[0].test.auc == pytest.approx(expected)
 
 
 def test_mean_features(splits: Splits) -> None:

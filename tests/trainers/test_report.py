@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, Group
 from sklearn.metrics import auc as area
 from sklearn.metrics import roc_auc_score
 
 from her2cache.errors import SweepError
-from trainers.cases import case_level
+from trainers.cases import case_level, pool_cases
+from trainers.grid import draw_grid
 from trainers.metrics import evaluate
-from trainers.report import read_results, selected_runs, slides_tested, table, table2_rows, write_report
+from trainers.report import table, write_report
+from trainers.results import read_results, selected_runs, slides_tested, write_csv
+from trainers.table2 import table2_rows
 
 FOLDS, BAGS, CASES = 3, 200, 8
 
@@ -48,12 +51,15 @@ def write_sweep(folder: Path, skills: dict[str, float], classes: int = 4, held: 
                         "run_id": run_id,
                         "space_key": "k" * 64,
                         "embedder": embedder,
+                        "embedder_seed": 0,
+                        "outer": None,
                         "fold": fold,
                         "seed": 0,
                         "learning_rate": rate,
                         "weight_decay": 1e-5,
                         "epoch": 3,
                         "val_loss": 1.4 - 0.1 * skill + 0.01 * fold - (rate == 1e-3) * 0.05,
+                        "selected": rate == 1e-3,
                         "task": "four" if classes == 4 else "paper-binary",
                         "n_bags": BAGS,
                         "n_slides": CASES,
@@ -66,7 +72,10 @@ def write_sweep(folder: Path, skills: dict[str, float], classes: int = 4, held: 
                     {
                         "run_id": run_id,
                         "embedder": embedder,
+                        "embedder_seed": 0,
+                        "outer": None,
                         "fold": fold,
+                        "selected": rate == 1e-3,
                         "slide_id": f"s{case[i]}",
                         "case_id": f"c{case[i]}",
                         "bag": i,
@@ -77,38 +86,24 @@ def write_sweep(folder: Path, skills: dict[str, float], classes: int = 4, held: 
                 ]
     pq.write_table(pa.Table.from_pylist(results), folder / "results.parquet")
     pq.write_table(pa.Table.from_pylist(predictions), folder / "predictions.parquet")
+    epochs = [
+        {"train_loss": r["val_loss"] - 0.1, "epoch": k, "val_loss": r["val_loss"] + (k - 1) ** 2, "best": k == 1}
+        for r in results
+        for k in range(3)
+    ]
+    keys = ("run_id", "embedder", "outer", "selected")
+    runs = [
+        {key: r[key] for key in keys} | {"reason": ""} | e for r, e in zip(np.repeat(results, 3), epochs, strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(runs), folder / "runs.parquet")
+    keys = ("outer", "embedder", "learning_rate", "weight_decay", "val_loss", "selected")
+    write_csv(folder / "selection.csv", [{key: r[key] for key in keys} for r in results if r["fold"] == 1])
     return folder
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sweep(tmp_path_factory.mktemp("sweep"), {"alexnet-random": 0.0, "alexnet-imagenet": 1.5})
-
-
-def run(embedder: str, fold: int, rate: float, decay: float, loss: float) -> dict[str, Any]:
-    return {
-        "embedder": embedder, "fold": fold, "seed": 0, "learning_rate": rate, "weight_decay": decay, "val_loss": loss
-    }  # fmt: skip
-
-
-def test_selection_is_by_mean_validation_loss() -> None:
-    runs = [run("a", 0, 1e-3, 1e-3, 0.5), run("a", 1, 1e-3, 1e-3, 1.1), run("a", 0, 1e-4, 1e-3, 0.7)]
-    runs += [run("a", 1, 1e-4, 1e-3, 0.7), run("b", 1, 1e-4, 1e-3, 0.6), run("b", 0, 1e-4, 1e-3, 0.6)]
-    selected = selected_runs(runs)
-    assert list(selected) == ["b", "a"]
-    assert [(r["fold"], r["learning_rate"]) for r in selected["a"]] == [(0, 1e-4), (1, 1e-4)]
-    assert [r["fold"] for r in selected["b"]] == [0, 1]
-
-
-def test_ties_go_to_more_decay_then_to_a_smaller_rate() -> None:
-    grid = [(1e-3, 1e-5), (1e-4, 1e-3), (1e-3, 1e-3)]
-    (chosen,) = selected_runs([run("a", 0, rate, decay, 0.5) for rate, decay in grid])["a"]
-    assert (chosen["learning_rate"], chosen["weight_decay"]) == (1e-4, 1e-3)
-
-
-def test_a_configuration_that_lacks_a_fold_is_not_selected() -> None:
-    runs = [run("a", 0, 1e-3, 1e-3, 0.1), run("a", 0, 1e-4, 1e-3, 0.5), run("a", 1, 1e-4, 1e-3, 0.5)]
-    assert len(selected_runs(runs)["a"]) == 2
 
 
 def test_table2_by_hand(sweep: Path) -> None:
@@ -137,6 +132,26 @@ def test_table2_by_hand(sweep: Path) -> None:
     assert first["auc_class_ci95"] > 0
 
 
+def test_seeds_are_averaged_within_a_fold(sweep: Path) -> None:
+    """Two seeds of the untrained embedder are two values of a fold, not two folds."""
+    results = [r for r in read_results(sweep) if r["embedder"] == "alexnet-random" and r["selected"]]
+    seeds = [r | {"embedder_seed": 1, "bag_auc": r["bag_auc"] + 0.1 * r["fold"]} for r in results]
+    both, one = table2_rows(results + seeds)[0], table2_rows(results)[0]
+    means = [r["bag_auc"] + 0.05 * r["fold"] for r in sorted(results, key=lambda r: r["fold"])]
+    assert (both["n_folds"], both["n_seeds"], one["n_seeds"]) == (FOLDS, 2, 1)
+    assert both["auc"] == pytest.approx(np.mean(means))
+    assert both["auc_ci95"] == pytest.approx(1.96 * np.std(means, ddof=1) / FOLDS**0.5)
+
+
+def test_selected_runs_are_those_that_the_sweep_marked(sweep: Path) -> None:
+    results = read_results(sweep)
+    outer = [r | {"outer": 0, "run_id": "other", "val_loss": 0.0} for r in results[:1]]
+    selected = selected_runs([*results, *outer])
+    assert list(selected) == ["alexnet-imagenet", "alexnet-random"]  # by mean validation loss
+    for embedder, runs in selected.items():
+        assert [r["run_id"] for r in runs] == [f"{embedder}-0.001-{fold}" for fold in range(FOLDS)]
+
+
 def test_slides_tested(sweep: Path) -> None:
     assert slides_tested(sweep) == [f"s{k}" for k in range(CASES)]
 
@@ -153,7 +168,9 @@ def test_folds_with_different_classes_have_no_mean(sweep: Path) -> None:
 
 def test_files(sweep: Path) -> None:
     written = write_report(sweep)
-    assert {path.name for path in written.values()} == {"table2.csv", "roc.csv", "roc.png"}
+    tables = {"table2.csv", "metrics.csv", "comparison.csv", "roc.csv", "confusion.csv"}
+    pictures = {"roc.png", "confusion.png", "learning_curves.png", "grid.png"}
+    assert {path.name for path in written.values()} == tables | pictures
     with written["table2.csv"].open() as file:
         rows = list(csv.DictReader(file))
     expected = table2_rows(read_results(sweep))
@@ -161,24 +178,43 @@ def test_files(sweep: Path) -> None:
 
     with written["roc.csv"].open() as file:
         points = list(csv.DictReader(file))
-    curves: dict[tuple[str, str], list[dict[str, str]]] = {}
+    curves: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for point in points:
-        curves.setdefault((point["run_id"], point["class"]), []).append(point)
-    assert len(curves) == 2 * FOLDS * 4  # only the selected configurations
+        curves.setdefault((point["embedder"], point["run_id"], point["class"]), []).append(point)
+    assert len(curves) == 2 * (FOLDS + 1) * 4  # only the selected configurations, and the mean of their folds
     results = {r["run_id"]: r for r in read_results(sweep)}
-    for (run_id, c), curve in curves.items():
-        under = area([float(q["fpr"]) for q in curve], [float(q["tpr"]) for q in curve])
-        assert under == pytest.approx(results[run_id][f"bag_auc_{c}"])
-        assert float(curve[0]["auc"]) == pytest.approx(under)
-    assert {run_id for run_id, _ in curves if curves[run_id, "0"][0]["marked"] == "1"} == {
-        "alexnet-imagenet-0.001-0",
-        "alexnet-random-0.001-0",
-    }
-    with Image.open(written["roc.png"]) as picture:
-        assert picture.width > 1000
+    for (embedder, run_id, c), curve in curves.items():
+        fpr, tpr = ([float(q[key]) for q in curve] for key in ("fpr", "tpr"))
+        if run_id:
+            assert area(fpr, tpr) == pytest.approx(results[run_id][f"bag_auc_{c}"])
+            assert float(curve[0]["auc"]) == pytest.approx(area(fpr, tpr))
+            continue
+        folds = [curves[embedder, f"{embedder}-0.001-{fold}", c] for fold in range(FOLDS)]
+        at = [np.interp(fpr[1:], [float(q["fpr"]) for q in f], [float(q["tpr"]) for q in f]) for f in folds]
+        np.testing.assert_allclose(tpr[1:], np.mean(at, axis=0))
+        np.testing.assert_allclose([float(q["tpr_low"]) for q in curve[1:]], np.min(at, axis=0))
+        np.testing.assert_allclose([float(q["tpr_high"]) for q in curve[1:]], np.max(at, axis=0))
+        assert tpr[0] == 0
+        assert float(curve[0]["auc"]) == pytest.approx(np.mean([float(f[0]["auc"]) for f in folds]))
+    for name in pictures:
+        with Image.open(written[name]) as picture:
+            assert picture.width >= 1000
 
 
-def printed(shown: Table) -> str:
+def test_a_search_is_drawn_as_a_scatter(sweep: Path, tmp_path: Path) -> None:
+    """Configurations that are no grid; one of them failed, and one ran away."""
+    rates = np.random.default_rng(0).uniform(-4, -2, (8, 2))
+    losses = [1.2, 1.1, None, 1.3, 9.0, 1.0, 1.15, 1.25]
+    rows = [
+        {"embedder": "e", "learning_rate": 10**a, "weight_decay": 10**b, "val_loss": loss, "selected": loss == 1.0}
+        for (a, b), loss in zip(rates.tolist(), losses, strict=True)
+    ]
+    draw_grid({"e": rows}, caption="", out=tmp_path / "scatter.png")
+    with Image.open(tmp_path / "scatter.png") as picture:
+        assert picture.width >= 1000
+
+
+def printed(shown: Group) -> str:
     file = StringIO()
     Console(width=80, file=file).print(shown)
     return file.getvalue()
@@ -190,6 +226,9 @@ def test_terminal_table_fits_80_columns(sweep: Path) -> None:
     assert f"{rows[0]['auc']:.3f} ± {rows[0]['auc_ci95']:.3f}" in text
     assert "paper protocol" in text
     assert "spread over training folds, not over patients" in " ".join(text.split())
+    assert "No headline: this sweep has no nested cross-validation" in text
+    how = "(paired bootstrap, Holm-corrected, unreliable under 5 cases a class as here)"
+    assert f"case-level AUC on the fixed test set {how}" in " ".join(text.split())
     assert "8 cases (0: 2; 1+: 2; 2+: 2; 3+: 2)" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
 
@@ -208,6 +247,9 @@ def test_what_is_no_sweep(tmp_path: Path) -> None:
     (tmp_path / "results.parquet").write_text("run_id,auc\n")
     with pytest.raises(SweepError, match="cannot be read"):
         write_report(tmp_path)
+    pq.write_table(pa.table({"run_id": ["r"]}), tmp_path / "results.parquet")
+    with pytest.raises(SweepError, match="an earlier version wrote it"):
+        write_report(tmp_path)
     pq.write_table(pa.table({"run_id": pa.array([], pa.string())}), tmp_path / "results.parquet")
     with pytest.raises(SweepError, match="is empty"):
         table(tmp_path)
@@ -220,22 +262,26 @@ def test_the_case_level_pools_bags_folds_and_slides(tmp_path: Path) -> None:
     rows = predictions.to_pylist()
     for embedder, runs in selected_runs(read_results(sweep)).items():
         ids = [run["run_id"] for run in runs]
-        found = case_level(predictions, ids, 4)
+        cases = pool_cases(predictions.filter(pc.is_in(predictions["run_id"], pa.array(ids))), 4)
+        found = case_level(cases)
         p, y = np.zeros((CASES, 4)), np.arange(CASES) % 4
         for k in range(CASES):
             for run_id in ids:
                 of_case = [r for r in rows if (r["run_id"], r["case_id"]) == (run_id, f"c{k}")]
                 own = [[r[f"p_{c}"] for c in range(4)] for r in of_case]
                 p[k] += np.mean(own, axis=0) / len(ids)
-        assert found.auc == pytest.approx(np.mean([roc_auc_score(y == c, p[:, c]) for c in range(4)]))
-        assert found.columns()["cases_per_class"] == "2/2/2/2"
-        assert found.columns()["case_auc_reliable"] is False
-        assert found.bootstrap is not None
-        assert found.chance is not None
-        assert found.bootstrap.low <= found.auc <= found.bootstrap.high
-        assert found.chance.low < 0.35
-        assert found.chance.high > 0.65
-        assert (found.auc > found.chance.high) == (embedder == "good")
+        np.testing.assert_allclose(cases.p[0], p)
+        assert cases.named() == "2/2/2/2"
+        value, bootstrap, chance = (of["auc"] for of in (found.values, found.bootstrap, found.chance))
+        assert value == pytest.approx(np.mean([roc_auc_score(y == c, p[:, c]) for c in range(4)]))
+        assert not found.reliable
+        assert value is not None
+        assert bootstrap is not None
+        assert chance is not None
+        assert bootstrap.low <= value <= bootstrap.high
+        assert chance.low < 0.35
+        assert chance.high > 0.65
+        assert (value > chance.high) == (embedder == "good")
     with (write_report(sweep)["table2.csv"]).open() as file:
         written = list(csv.DictReader(file))
     assert {(row["embedder"], row["case_auc_reliable"]) for row in written} == {("good", "False"), ("none", "False")}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
 from trainers import resampling
-from trainers.resampling import bootstrap_auc, by_case, macro_auc, null_range
+from trainers.replicates import replicate_auc
+from trainers.resampling import Interval, by_case, is_reliable, permuted, resampled, truth
 
 
 def sample(rng: np.random.Generator, n: int, classes: int = 4, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -19,58 +17,59 @@ def sample(rng: np.random.Generator, n: int, classes: int = 4, ties: bool = Fals
 
 
 def reference(y: np.ndarray, p: np.ndarray) -> float:
-    return float(np.mean([roc_auc_score(y == c, p[:, c]) for c in np.unique(y)]))
-
-
-@given(st.integers(0, 10**6), st.integers(2, 20), st.booleans())
-def test_macro_auc_is_scikit_learns(seed: int, n: int, ties: bool) -> None:
-    y, p = sample(np.random.default_rng(seed), n, ties=ties)
-    assume(len(np.unique(y)) > 1)
-    assert macro_auc(y, p) == pytest.approx(reference(y, p))
-
-
-def test_one_class_has_no_auc() -> None:
-    y, p = np.zeros(5, np.int64), np.full((5, 4), 0.25)
-    assert macro_auc(y, p) is bootstrap_auc(y, p) is null_range(y, p) is None
+    """Mean over classes of the share of pairs in order."""
+    pairs = [p[y == c, c][:, None] - p[y != c, c] for c in np.unique(y)]
+    return float(np.mean([np.mean((d > 0) + 0.5 * (d == 0)) for d in pairs]))
 
 
 def test_null_range_is_that_of_explicit_permutations() -> None:
     y, p = sample(np.random.default_rng(3), 16, ties=True)
     rng = np.random.default_rng(4)
-    aucs = [reference(rng.permutation(y), p) for _ in range(400)]
+    aucs = [reference(rng.permutation(y), p) for _ in range(1_000)]
     low, high = np.percentile(aucs, [2.5, 97.5])
-    found = null_range(y, p)
+    found = Interval.of(replicate_auc(permuted(y, 4), p))
     assert found is not None
-    assert (found.low, found.high) == (pytest.approx(low, abs=0.03), pytest.approx(high, abs=0.03))
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
 
 
 def test_bootstrap_is_that_of_explicit_resampling_within_classes() -> None:
     y, p = sample(np.random.default_rng(5), 40)
     rng = np.random.default_rng(6)
     groups = [np.flatnonzero(y == c) for c in np.unique(y)]
-    rows = [np.concatenate([rng.choice(group, len(group)) for group in groups]) for _ in range(400)]
+    rows = [np.concatenate([rng.choice(group, len(group)) for group in groups]) for _ in range(1_000)]
     low, high = np.percentile([reference(y[r], p[r]) for r in rows], [2.5, 97.5])
-    found = bootstrap_auc(y, p)
+    found = Interval.of(replicate_auc(resampled(y, 4), p))
     assert found is not None
-    assert (found.low, found.high) == (pytest.approx(low, abs=0.03), pytest.approx(high, abs=0.03))
-    assert found.cases == tuple(np.bincount(y, minlength=4))
-    assert found.reliable == (min(found.cases) >= 5)
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
+
+
+def test_draws_keep_the_number_of_cases_of_a_class() -> None:
+    y, _ = sample(np.random.default_rng(1), 23)
+    n = np.bincount(y, minlength=4)
+    for draw in (truth, resampled, permuted):
+        draws = draw(y, 4)
+        assert draws.shape == (1 if draw is truth else 2_000, 23, 4)
+        assert (draws.sum(axis=1) == n).all()
+    assert (permuted(y, 4).sum(axis=2) == 1).all()  # a case is never dealt twice
+    assert (resampled(y, 4)[:, np.arange(23), y].sum(axis=1) == 23).all()  # and never counts as another class
 
 
 @pytest.mark.parametrize(("a_class", "low", "high"), [(2, 0.23, 0.77), (4, 0.31, 0.69), (13, 0.40, 0.60)])
 def test_null_range_of_a_macro_auc(a_class: int, low: float, high: float) -> None:
     """Known from simulation: with two cases a class, chance alone reaches from 0.23 to 0.77."""
     rng, y = np.random.default_rng(7), np.repeat(np.arange(4), a_class)
-    ranges = [null_range(y, rng.dirichlet(np.ones(4), len(y)), seed=k, draws=500) for k in range(20)]
+    p = [rng.dirichlet(np.ones(4), len(y)) for _ in range(20)]
+    ranges = [Interval.of(replicate_auc(permuted(y, 4, seed=k, draws=500), p[k])) for k in range(20)]
     assert np.mean([r.low for r in ranges if r]) == pytest.approx(low, abs=0.03)
     assert np.mean([r.high for r in ranges if r]) == pytest.approx(high, abs=0.03)
-    assert all(r is not None and r.reliable == (a_class >= 5) for r in ranges)
+    assert is_reliable(y) == (a_class >= 5)
 
 
 def test_draws_are_seeded() -> None:
-    y, p = sample(np.random.default_rng(8), 20)
-    assert bootstrap_auc(y, p, seed=1) == bootstrap_auc(y, p, seed=1) != bootstrap_auc(y, p, seed=2)
-    assert null_range(y, p, seed=1) == null_range(y, p, seed=1) != null_range(y, p, seed=2)
+    y, _ = sample(np.random.default_rng(8), 20)
+    for draw in (resampled, permuted):
+        assert (draw(y, 4, seed=1) == draw(y, 4, seed=1)).all()
+        assert (draw(y, 4, seed=1) != draw(y, 4, seed=2)).any()
     assert resampling.DRAWS == 2_000
 
 

@@ -1,0 +1,95 @@
+"""The pictures of a sweep, and the numbers behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from trainers.confusion import confusion_rows, confusions, draw_confusions
+from trainers.findings import Findings
+from trainers.grid import draw_grid
+from trainers.learning import draw_learning_curves
+from trainers.results import Row, group, read_csv, read_table, write_csv
+from trainers.roc import Curve, draw_roc, roc_curves, roc_rows
+
+_RUN_COLUMNS = ("run_id", "embedder", "outer", "epoch", "train_loss", "val_loss", "best", "selected", "reason")
+
+
+def draw_pictures(sweep_dir: Path, found: Findings) -> dict[str, Path]:
+    """Writes the pictures of a sweep, and the numbers behind them as CSV.
+
+    Returns:
+        What was written: name -> file; without ROC curves where every run of the fixed test set failed.
+
+    Raises:
+        SweepError: runs.parquet is missing or damaged.
+    """
+    folder, classes, on = sweep_dir, found.task.classes, found.test_set()
+    written = ["learning_curves.png", "grid.png"]
+    if curves := {e: _curves(found, e) for e in found.embedders if e in found.selected}:
+        write_csv(folder / "roc.csv", roc_rows(curves, classes))
+        draw_roc(
+            curves,
+            classes,
+            caption=f"Bag level (paper protocol). {on}.\nBlack: mean of the folds. Band: from the lowest to the "
+            "highest fold. Thin: the runs.\nAUC: mean ± fold_ci95, the spread over training folds, not over patients.",
+            out=folder / "roc.png",
+        )
+        written += ["roc.csv", "roc.png"]
+    if made := confusions(found):
+        write_csv(folder / "confusion.csv", confusion_rows(made, classes))
+        draw_confusions(
+            made,
+            classes,
+            caption=f"Counts, and shares of the true class. {on}.\nBags count once for each model (fold and seed); "
+            "cases once for each seed of the embedder,\nby the mean of the folds' models.",
+            out=folder / "confusion.png",
+        )
+        written += ["confusion.csv", "confusion.png"]
+    runs = read_table(folder, "runs.parquet", columns=list(_RUN_COLUMNS))
+    of_fixed = runs.filter(pc.is_null(runs["outer"]))  # pyright: ignore[reportAttributeAccessIssue]
+    draw_learning_curves(
+        _by_embedder(of_fixed.to_pylist(), found),
+        caption="Losses of the folds that the fixed test set is tested with; curves beyond the frame ran higher.",
+        out=folder / "learning_curves.png",
+    )
+    tried = [_numbers(row) for row in read_csv(folder, "selection.csv") if not row["outer"]]
+    draw_grid(
+        _by_embedder(tried, found),
+        caption="Mean, over folds and seeds, of the lowest epoch validation loss. Framed: the selected configuration.\n"
+        "Colours are of each embedder on its own.",
+        out=folder / "grid.png",
+    )
+    return {name: folder / name for name in written}
+
+
+def _curves(found: Findings, embedder: str) -> list[Curve]:
+    predictions, classes = found.of(embedder), len(found.task.classes)
+    run_ids, labels = predictions["run_id"].to_numpy(), predictions["label"].to_numpy()
+    p = np.column_stack([predictions[f"p_{c}"].to_numpy() for c in range(classes)])  # (bags, classes)
+    curves: list[Curve] = []
+    for run in found.selected[embedder]:
+        own = run_ids == run["run_id"]
+        curves += roc_curves(run["run_id"], run["fold"], labels[own], p[own])
+    return curves
+
+
+def _by_embedder(rows: Sequence[Row], found: Findings) -> dict[str, list[Row]]:
+    """In the order of the tables; embedders that were not tested come last."""
+    by = {embedder: own for (embedder,), own in group(rows, "embedder")}
+    return {e: by[e] for e in dict.fromkeys([*found.embedders, *by]) if e in by}
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    """A row of selection.csv with its types."""
+    return {
+        "embedder": row["embedder"],
+        "learning_rate": float(row["learning_rate"]),
+        "weight_decay": float(row["weight_decay"]),
+        "val_loss": float(row["val_loss"]) if row["val_loss"] else None,
+        "selected": row["selected"] == "True",
+    }
