@@ -34,7 +34,8 @@ from benchmarks.harness import Row, main
 from cluster.batching import fixed_batching
 from cluster.embed_job import embed_slides
 from cluster.job import EmbedOptions, Progress
-from cluster.resources import available_cpus, ray_session
+from cluster.limits import available_cpus
+from cluster.resources import ray_session
 from her2cache.backbones import AlexNetEmbedder, Trunk, load_trunk
 from her2cache.cohort import Slide
 from her2cache.embedder import Batching, tensors_sha256

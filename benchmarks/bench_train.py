@@ -1,12 +1,19 @@
 """A training batch of 64 bags x 100 patches x 1,024 features, from stored vectors.
 
-Three things are held against it, on two threads: the two matrix products that no implementation can do without
-(the best of their two layouts), and the same batch as the original code did it, with augmentation and the
-embedder in the loop.
+Held against it, on two threads:
+
+- the two matrix products that no implementation can do without, the best of their two layouts;
+- torchmil's ABMIL with as many units, trained on the same bags from the same memory maps (extra `bench`; without it
+  the row is left out). torchmil has no bags of some patches, so its best form is what a careful user would write: a
+  bag's rows go straight from the map into its place of one dense float32 batch that is made once, without padding
+  and without a mask, and `torch.optim.Adam` is the fused one. Its own way, a dataset item a bag and its
+  `collate_fn`, which pads and masks, stands beside it without a bar;
+- the same batch as the original code did it, with augmentation and the embedder in the loop.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +28,7 @@ from torchvision.transforms import v2
 from benchmarks.harness import Row, interleaved, main, over_floor, times_faster
 from her2cache.bags import Bags, BagSampler
 from trainers.features import FeatureRows
-from trainers.fit import PART_BAGS
+from trainers.feeds import PART_BAGS
 from trainers.model import AttentionMIL
 from trainers.stack import Configuration, Stack
 
@@ -88,6 +95,70 @@ def products(layout: str) -> Callable[[], None]:
     return rows_last_products if layout == "rows last" else rows_first_products
 
 
+def torchmil_step(features: dict[str, list[np.memmap]], *, collated: bool) -> Callable[[], None]:
+    """One batch of torchmil's ABMIL, the bags that `stored_step` trains on; see the module."""
+    from torchmil.data import collate_fn
+    from torchmil.models import ABMIL
+
+    torch.manual_seed(0)
+    model = ABMIL((DIM,), att_dim=UNITS)
+    model.classifier = torch.nn.Linear(DIM, CLASSES)  # its own has one output
+    adam = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5, fused=True)
+    sampler = BagSampler(dict.fromkeys(features, PATCHES), SIZE, seed=0, views=VIEWS)
+    maps = [[np.asarray(view) for view in features[slide]] for slide in sampler.slides]
+    labels = torch.arange(SLIDES) % CLASSES
+    epoch = sampler.training(100 * BAGS, epoch=0)
+    dense = torch.empty(BAGS, SIZE, DIM)
+    batch = 0
+
+    def gather(bags: Bags, bag: int, into: np.ndarray) -> None:
+        ends = bags.views[bag].searchsorted(np.arange(VIEWS + 1))
+        for view in range(VIEWS):
+            rows = bags.rows[bag, ends[view] : ends[view + 1]]
+            into[ends[view] : ends[view + 1]] = maps[bags.slide[bag]][view].take(rows, axis=0)
+
+    def items(bags: Bags) -> Iterator[dict[str, Tensor]]:
+        for bag in range(BAGS):
+            x = torch.empty(SIZE, DIM)
+            gather(bags, bag, x.numpy())
+            yield {"X": x, "Y": labels[bags.slide[bag]]}
+
+    def step() -> None:
+        nonlocal batch
+        start = batch % 100 * BAGS
+        bags = epoch[start : start + BAGS]
+        if collated:
+            made = collate_fn(list(items(bags)))
+            x, y, mask = made["X"], made["Y"], made["mask"]
+        else:
+            for bag in range(BAGS):
+                gather(bags, bag, dense[bag].numpy())
+            x, y, mask = dense, labels[bags.slide], None
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(model(x, mask), y).backward()
+        adam.step()
+        batch += 1
+
+    return step
+
+
+def torchmil_rows(features: dict[str, list[np.memmap]]) -> list[Row]:
+    """Ours and torchmil's, turn by turn; no row where it is not installed."""
+    try:
+        rivals = {collated: torchmil_step(features, collated=collated) for collated in (False, True)}
+    except ModuleNotFoundError as error:
+        print(f"torchmil is left out ({error}): pip install 'her2cache[bench]'", file=sys.stderr)
+        return []
+    candidates = {"ours": stored_step(features), "dense": rivals[False], "collated": rivals[True]}
+    times = interleaved(candidates, rounds=41, warm_up=3)
+    return [
+        times_faster(
+            "batch over torchmil's ABMIL, the same bags in one dense batch", times["ours"], times["dense"], bar=1.6
+        ),
+        times_faster("batch over torchmil's ABMIL, its own collate_fn", times["ours"], times["collated"]),
+    ]
+
+
 def loop_step() -> Callable[[], None]:
     """One batch with the embedder in the loop: augment every patch, embed it, train on the result."""
     augment = v2.Compose(
@@ -135,6 +206,7 @@ def measure() -> list[Row]:
         )
         floor = min(times["rows last"], times["rows first"])
         rows = [over_floor("batch 64 x 100 x 1024 over its two matrix products", times["batch"], floor, bar=1.35)]
+        rows += torchmil_rows(features)
         step = stored_step(features)
         # a batch in the loop takes half a minute, so it is timed once, between two runs of ours
         loop = interleaved({"before": times_20(step), "loop": loop_step(), "after": times_20(step)}, 1, warm_up=0)

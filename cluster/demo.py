@@ -19,7 +19,7 @@ from her2cache.store.reader import FeatureStore
 from her2cache.synthetic.cohort import write_synthetic_cohort
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
-from trainers.report import slides_tested, write_csv
+from trainers.results import slides_tested, write_csv
 
 
 @dataclass(frozen=True)

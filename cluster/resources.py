@@ -1,9 +1,8 @@
-"""How Ray is started or joined, and what this machine may use."""
+"""How Ray is started or joined, and what it has to give."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 import tempfile
@@ -15,6 +14,7 @@ import ray
 import ray._private.ray_constants
 import ray._private.worker
 
+from cluster.limits import available_cpus
 from her2cache.errors import ConfigError
 
 _LOCAL_ENVIRONMENT = {
@@ -30,18 +30,6 @@ _OBJECT_STORE_BYTES = 512 << 20
 """Of an embedded Ray: blocks in flight are bounded to far less."""
 
 _ANSWER_S = 10.0
-
-
-def available_cpus() -> int:
-    """Cores this process may use: affinity, then the cgroup's quota, then Slurm's grant, whichever is least."""
-    limits = [float(len(os.sched_getaffinity(0)))]
-    quota = _cgroup_cpus()
-    if quota is not None:
-        limits.append(quota)
-    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if granted.isdigit():
-        limits.append(float(granted))
-    return max(1, math.floor(min(limits)))
 
 
 @contextmanager
@@ -120,18 +108,3 @@ def _short_temp_dir() -> str:
     """Ray's sockets lie under it and a socket's path is at most 107 bytes, so a long TMPDIR does not do."""
     folder = Path(tempfile.gettempdir()) / "ray"
     return str(folder if len(str(folder)) < 40 else Path("/tmp/ray"))
-
-
-def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """The quota of this process's cgroup in cores (v2, then v1), or None when there is none."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in {"max", "-1"}:
-        return None
-    return int(quota) / int(period)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import platform
-import shutil
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from cluster.resources import available_cpus, ray_session
-from cluster.trials import train_all
-from her2cache.errors import SweepError
-from trainers.config import Experiment, read_experiment
-from trainers.fit import FitPlan, failed_runs
-from trainers.ledger import Run, has_run, read_run
-from trainers.report import write_csv, write_report
-from trainers.selection import select
-from trainers.splits import write_splits
-from trainers.study import Study, assess_selected, fit_baselines, open_study
-from trainers.tables import write_predictions, write_results, write_runs
-
-_PACKAGES = ("her2cache", "numpy", "torch", "ray", "scikit-learn", "pyarrow", "zarr")
+from cluster.capacity import Terms, choose_terms, read_capacity
+from cluster.claim import claim, write_environment
+from cluster.fits import Fits, configurations_of
+from cluster.progress import SweepProgress
+from cluster.resources import ray_session
+from cluster.searches import require_optuna
+from her2cache.errors import ConfigError
+from trainers.conclusion import conclude_sweep
+from trainers.config import read_experiment
+from trainers.ledger import Run
+from trainers.study import Study, open_study
 
 
 @dataclass(frozen=True)
@@ -36,22 +28,16 @@ class SweepOptions:
     Attributes:
         address: of Ray, see `cluster.resources.ray_session`.
         resume: whether `out` may hold a part of this sweep.
-        stack: most runs trained in lockstep; None for the whole grid.
+        stack: most runs trained in lockstep; None leaves it to memory and cores.
+        fraction: share of each slide's patches that is used, for a first screening.
+        gpus_per_fit: share of a GPU for each fit; None leaves it to memory, 0 trains on processors.
     """
 
     address: str = "local"
     resume: bool = False
     stack: int | None = None
-
-
-@dataclass
-class SweepProgress:
-    """Counts of a running sweep, for whoever watches."""
-
-    fits: int
-    epochs: int
-    epochs_done: int = 0
-    val_loss: float = float("inf")
+    fraction: float = 1.0
+    gpus_per_fit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,113 +81,47 @@ def run_sweep(
     """
     start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     experiment = read_experiment(experiment_file)
-    study = open_study(experiment)
+    asked = _stack_asked_for(experiment.search.method, options.stack)
+    study = replace(open_study(experiment), fraction=options.fraction)
     out = out.absolute()
-    _claim(out, experiment_file, study, options)
-    plans = study.plans(options.stack)
-    resumed = frozenset(i for plan in plans for i in plan.run_ids() if has_run(i, out / "ledger"))
-    # a stack that lost members would give other bits, so it is trained as a whole or not at all
-    missing = [plan for plan in plans if not resumed.issuperset(plan.run_ids())]
-    failures = _train(missing, experiment, out, options.address, watch)
-    runs = [run for plan in plans for run in _runs_of(plan, failures, out)]
+    begun = claim(out, experiment_file, study, resume=options.resume, stack=asked)
+    environment: dict[str, object] = {"started": started, "address": options.address}
 
-    write_runs(runs, out / "runs.parquet")
-
-    selected = select(runs)
-    if not selected:
-        raise SweepError(f"not one run could be trained: {runs[0].reason}")
-    tested = assess_selected(study, selected, out / "checkpoints")
-    write_results(tested, study.splits.test, experiment.classification, out / "results.parquet")
-    write_predictions(tested, study.splits.test, out / "predictions.parquet")
-    write_csv(out / "baselines.csv", [baseline.row() for baseline in fit_baselines(study)])
+    fits, resumed, failures = Fits(study, begun or 1, out), frozenset[str](), dict[str, str]()
+    if begun is not None:
+        resumed = fits.ended()
+    if begun is None or not fits.complete():
+        with ray_session(options.address):
+            capacity = read_capacity()
+            terms = choose_terms(study, capacity, len(configurations_of(study)), options.gpus_per_fit)
+            terms = Terms(begun or asked or terms.stack, terms.gpus)
+            environment |= {"stack": terms.stack, "gpus_per_fit": terms.gpus}
+            write_environment(out, study, environment)
+            fits = replace(fits, stack=terms.stack)
+            failures = fits.train(terms, capacity, SweepProgress(watch=watch))
+    runs = fits.runs(failures)
+    written = conclude_sweep(study, runs, out)
     seconds = time.perf_counter() - start
-    _write_environment(out, study, options, {"started": started, "seconds": round(seconds, 1)})
-    names = ("experiment.toml", "environment.json", "splits.csv", "runs.parquet", "results.parquet")
-    written = {name: out / name for name in (*names, "predictions.parquet", "baselines.csv")} | write_report(out)
-    warnings = (*study.splits.warnings, *(f"slide {s} left out: {why}" for s, why in study.left_out.items()))
-    return SweepReport(runs, resumed, study.left_out, warnings, written, seconds)
+    write_environment(out, study, {**environment, "stack": fits.stack, "seconds": round(seconds, 1)})
+    written = {name: out / name for name in ("experiment.toml", "environment.json", "splits.csv")} | written
+    return SweepReport(runs, resumed, study.left_out, _warnings(study), written, seconds)
 
 
-def _train(
-    plans: Sequence[FitPlan], experiment: Experiment, out: Path, address: str, watch: Callable[[SweepProgress], None]
-) -> dict[str, str]:
-    """Trains fits; returns run id -> reason for those that failed as a whole."""
-    if not plans:
-        return {}
-    progress = SweepProgress(len(plans), len(plans) * experiment.training.epochs)
-    epochs = [0] * len(plans)
-
-    def count(plan: int, epoch: int, val_loss: float) -> None:
-        epochs[plan] = epoch  # starts anew when the process of a fit died
-        progress.epochs_done = sum(epochs)
-        progress.val_loss = min(progress.val_loss, val_loss)
-        watch(progress)
-
-    watch(progress)
-    with ray_session(address):
-        failures = train_all(plans, experiment.data.store, out, count)
-    return {run_id: reason for k, reason in failures.items() for run_id in plans[k].run_ids()}
+def _stack_asked_for(method: str, stack: int | None) -> int | None:
+    """1 for searches that end or choose single configurations, else what the user says."""
+    if method not in {"asha", "optuna"}:
+        return stack
+    if stack not in {None, 1}:
+        raise ConfigError(
+            f"--stack {stack} does not go with [search] method = {method!r}, which judges configurations one by one: "
+            "leave --stack out, or choose grid or random"
+        )
+    if method == "optuna":
+        require_optuna()
+    return 1
 
 
-def _runs_of(plan: FitPlan, failures: dict[str, str], out: Path) -> list[Run]:
-    """A fit that failed as a whole left no files: it is tried again when the sweep is resumed."""
-    first, *_ = plan.run_ids()
-    if first in failures:
-        return failed_runs(plan, failures[first])
-    return [read_run(run_id, out / "ledger") for run_id in plan.run_ids()]
-
-
-def _claim(out: Path, file: Path, study: Study, options: SweepOptions) -> None:
-    """Makes a sweep directory, or checks that the one there holds the beginning of this very sweep."""
-    if (out / "environment.json").exists():
-        if not options.resume:
-            raise SweepError(f"{out} holds a sweep already: add --resume to go on with it, or give another --out")
-        if not _same_sweep(out, study):
-            raise SweepError(
-                f"{out} holds a sweep of another experiment, cohort or store, whose results must not be mixed with "
-                "this one's: give another --out, or the files that it was begun with"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SweepError(f"{out} is not empty and holds no sweep: give another --out, so that nothing is overwritten")
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, out / "experiment.toml")
-    write_splits(study.splits, out / "splits.csv")
-    _write_environment(out, study, options, {})
-
-
-def _same_sweep(out: Path, study: Study) -> bool:
-    there = json.loads((out / "environment.json").read_text(encoding="utf-8"))
-    mine = _identity(study)
-    with TemporaryDirectory() as folder:
-        splits = Path(folder) / "splits.csv"
-        write_splits(study.splits, splits)
-        same_splits = splits.read_bytes() == (out / "splits.csv").read_bytes()
-    return same_splits and {key: there.get(key) for key in mine} == mine
-
-
-def _identity(study: Study) -> dict[str, object]:
-    return {
-        "experiment": study.experiment.digest(),
-        "spaces": {name: space.key for name, space in study.spaces.items()},
-    }
-
-
-def _write_environment(out: Path, study: Study, options: SweepOptions, times: dict[str, object]) -> None:
-    """Writes environment.json: what a sweep is, as it begins, and how long it took, at its end."""
-    document = {
-        **_identity(study),
-        "cohort": study.experiment.data.cohort,
-        "store": study.experiment.data.store,
-        "left_out": study.left_out,
-        "python": sys.version.split()[0],
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "machine": {"platform": platform.platform(), "cpus": available_cpus()},
-        "address": options.address,
-        "stack": options.stack or len(study.experiment.training.grid()),
-        "threads_per_fit": 1,
-        **times,
-    }
-    partial = out / ".environment.json"
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    partial.replace(out / "environment.json")
+def _warnings(study: Study) -> tuple[str, ...]:
+    share = f"a screening: of each slide only the first {study.fraction:.4g} of the patches took part, in tests as well"
+    left_out = (f"slide {s} left out: {why}" for s, why in study.left_out.items())
+    return (*([share] if study.fraction < 1 else []), *study.warnings, *left_out)

@@ -5,76 +5,155 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import ray
+import torch
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
+from cluster.progress import Listener
 from her2cache.errors import Her2CacheError
-from trainers.features import stored_features
-from trainers.fit import FitPlan, fit
+from trainers.candidates import round_configuration
+from trainers.fit import SAVE_EVERY
+from trainers.lockstep import Lockstep, Step
+from trainers.plan import FitPlan
+
+METRIC, TIME = "val_loss", "epoch"
+"""What a trial reports: see `Lockstep.val_loss` and `Lockstep.epochs_done`."""
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not only Tune
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # of its own state, which nobody reads: the ledger is ours
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
 _RETRIES = 2
-"""How often a fit is begun anew when its process dies; it then gives the same numbers."""
+"""How often a fit is taken up again when its process dies; it then gives the same numbers."""
 
-Watch = Callable[[int, int, float], None]
-"""Called after each epoch of each fit: number of the fit, its epochs so far, its least validation loss."""
+_REPORT_S = 0.5
+"""Least seconds between two reports of a trial: each costs a turn of Tune's loop."""
+
+_DIED = (
+    f"its process died {_RETRIES + 1} times, most likely for want of memory: stack fewer runs (--stack, in another "
+    "--out), or give the machine to fewer fits at once, and go on with --resume"
+)
+_NO_MEMORY = (
+    "out of memory: its stack is too large for what the machine leaves; stack fewer runs (--stack, in another --out) "
+    "or, on a GPU, give every fit more of it (--gpus-per-fit)"
+)
 
 
-def train_all(plans: Sequence[FitPlan], store: str, out: Path, watch: Watch) -> dict[int, str]:
+@dataclass(frozen=True)
+class Jobs:
+    """What the trials are. A trial's `config` names its plans.
+
+    Attributes:
+        listed: plans of each trial, known beforehand; `{"job": position}`.
+        templates: name of a search -> plans that are given the configuration that it asks for;
+            `{"search": name, "learning_rate": ..., "weight_decay": ...}`.
+    """
+
+    listed: tuple[tuple[FitPlan, ...], ...] = ()
+    templates: Mapping[str, tuple[FitPlan, ...]] = field(default_factory=dict[str, tuple[FitPlan, ...]])
+
+    def plans(self, config: Mapping[str, Any]) -> tuple[FitPlan, ...]:
+        """The plans of a trial."""
+        if "job" in config:
+            return self.listed[config["job"]]
+        configuration = round_configuration(config["learning_rate"], config["weight_decay"])
+        return tuple(replace(plan, configurations=(configuration,)) for plan in self.templates[config["search"]])
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where fits are trained.
+
+    Attributes:
+        store: URI of the feature store, within reach of every node.
+        out: sweep directory, the same.
+        gpus: share of a GPU that each is granted; 0 trains on the processor.
+    """
+
+    store: str
+    out: Path
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Search:
+    """How Tune is to choose and to end trials.
+
+    Attributes:
+        scheduler: ends trials early; None lets all go to their end.
+        searcher: asks for configurations; None runs the listed jobs.
+        samples: trials that the searcher asks for.
+        at_once: of these.
+        watched: whether every epoch is reported, and saved so that a trial can be ended there.
+    """
+
+    scheduler: TrialScheduler | None = None
+    searcher: Searcher | None = None
+    samples: int = 1
+    at_once: int | None = None
+    watched: bool = False
+
+
+def train(jobs: Jobs, ground: Ground, listeners: Sequence[Listener], search: Search | None = None) -> dict[str, str]:
     """Trains fits on a Ray that is already started.
 
     Args:
-        plans: the fits.
-        store: URI of the feature store, within reach of every node.
-        out: sweep directory, the same.
-        watch: see `Watch`.
+        jobs: the trials.
+        ground: where.
+        listeners: told of every fit.
+        search: how trials are chosen and ended; None trains every listed job to its end.
 
     Returns:
-        Position of each fit that failed as a whole -> why. The runs of all others have their files in
-        `out/ledger`.
+        Stack id of each fit that failed as a whole -> why. The runs of all others have their files in
+        `out/ledger`, those that a scheduler ended excepted.
     """
+    search = search or Search()
     os.environ.update(_QUIET)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are returned, not logged
-    trial = tune.with_parameters(_trial, plans=list(plans), store=store, out=str(out))
-    with _scratch(out) as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(trial, {"cpu": 1}),
-            param_space={"plan": tune.grid_search(list(range(len(plans))))},
+    relay = _Relay(jobs, listeners)
+    save_every = 0.0 if search.watched else SAVE_EVERY
+    trial = tune.with_parameters(
+        _Trial, jobs=jobs, ground=ground, save_every=save_every, report_every=0.0 if search.watched else _REPORT_S
+    )
+    space = {} if search.searcher else {"job": tune.grid_search(list(range(len(jobs.listed))))}
+    with _scratch(ground.out) as scratch:
+        tune.Tuner(
+            tune.with_resources(trial, {"cpu": 1, "gpu": ground.gpus} if ground.gpus else {"cpu": 1}),
+            param_space=space,
             tune_config=tune.TuneConfig(
-                reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name, num_samples=1
+                scheduler=search.scheduler,
+                search_alg=search.searcher,
+                num_samples=search.samples,
+                max_concurrent_trials=search.at_once,
+                reuse_actors=True,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
                 name="fits",
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[_Watcher(watch)],
+                callbacks=[relay],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # epoch checkpoints are ours
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
             ),
-        )
-        results = tuner.fit()
-    failures: dict[int, str] = {}
-    for result in results:
-        plan = int((result.config or {})["plan"])
-        reason = (result.metrics or {}).get("reason", "")
-        if result.error is not None:
-            failures[plan] = (
-                f"its process died {_RETRIES + 1} times, most likely for want of memory: run fewer fits at once, or "
-                "stack fewer runs (--stack), and go on with --resume"
-            )
-        elif reason:
-            failures[plan] = reason
-    return failures
+        ).fit()
+    return relay.failures
 
 
 @contextmanager
@@ -88,36 +167,106 @@ def _scratch(out: Path) -> Generator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _trial(config: dict[str, Any], *, plans: list[FitPlan], store: str, out: str) -> None:
-    import torch
-
-    torch.set_num_threads(1)  # one core a trial: said here, because Ray says it only in the environment
-    plan = plans[config["plan"]]
-    try:
-        slides = [s.slide_id for s in plan.training + plan.validation]
-        features = stored_features(store, plan.space_key, slides)
-        fit(
-            plan, features, Path(out), lambda epoch, loss: tune.report({"epoch": epoch, "val_loss": loss, "reason": ""})
-        )
-    except Her2CacheError as error:
-        tune.report({"reason": str(error)})
-    except Exception as error:  # noqa: BLE001 - a fit that fails must not end the sweep
-        tune.report({"reason": f"{type(error).__name__}: {error}"})
-
-
 def _name(trial: Any) -> str:
-    return f"fit-{trial.config['plan']}"
+    return f"fit-{trial.trial_id}"
 
 
-class _Watcher(tune.Callback):
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+class _Trial(tune.Trainable):
+    """A trial: its plans in lockstep. An error ends it with the reason and leaves the actor to the next."""
+
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride] - Tune hands over what with_parameters was given
+        self, config: dict[str, Any], *, jobs: Jobs, ground: Ground, save_every: float, report_every: float
+    ) -> None:
+        torch.set_num_threads(1)  # one core a trial: said here, because Ray says it only in the environment
+        self._jobs, self._ground = jobs, ground
+        self._save_every, self._report_every = save_every, report_every
+        self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        self._training: Lockstep | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._release()
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            result = self._train()
+            if result["done"]:
+                self._release()
+            return result
+        except Her2CacheError as error:
+            reason = str(error)
+        except (MemoryError, torch.OutOfMemoryError):
+            reason = _NO_MEMORY
+        except Exception as error:  # noqa: BLE001 - a fit that fails must not end the sweep
+            # the processor's allocator has no error class of its own
+            no_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+            reason = _NO_MEMORY if no_memory else f"{type(error).__name__}: {error}"
+        self._release()
+        return {"reason": reason, "done": True, "steps": [], METRIC: float("inf"), TIME: 0}
+
+    def cleanup(self) -> None:
+        self._release()
+
+    def _train(self) -> dict[str, Any]:
+        training = self._training
+        if training is None:
+            plans = self._jobs.plans(self.config)
+            training = Lockstep(plans, self._ground.store, self._ground.out, self._device, self._save_every)
+            self._training = training
+        until = time.monotonic() + self._report_every
+        while not training.done:
+            training.epoch()
+            if time.monotonic() >= until:
+                break
+        return {
+            "reason": "",
+            "done": training.done,
+            "steps": training.news(),
+            METRIC: training.val_loss,
+            TIME: training.epochs_done,
+        }
+
+    def _release(self) -> None:
+        """Gives back the memory, that of a device too: the next trial may be of another process on it."""
+        self._training = None
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Relay(tune.Callback):
+    """Tells listeners what Tune's loop sees."""
+
+    def __init__(self, jobs: Jobs, listeners: Sequence[Listener]) -> None:
+        self._jobs, self._listeners = jobs, listeners
+        self.failures: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for a restore that is never made; a progress bar does not pickle
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        for plan in self._jobs.plans(trial.config):
+            for listener in self._listeners:
+                listener.started(plan)
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if not result.get("reason"):
-            self._watch(result["config"]["plan"], result["epoch"], result["val_loss"])
+        plans = self._jobs.plans(trial.config)
+        steps: list[Step] = result["steps"]
+        for k, own in groupby(steps, key=lambda step: step.fit):
+            told = list(own)
+            for listener in self._listeners:
+                listener.stepped(plans[k], told)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, trial.last_result.get("reason", ""))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, _DIED)
+
+    def _end(self, trial: Any, reason: str) -> None:
+        for plan in self._jobs.plans(trial.config):
+            if reason:
+                self.failures[plan.stack_id()] = reason
+            for listener in self._listeners:
+                listener.ended(plan, reason)

@@ -18,10 +18,8 @@ from trainers.findings import Findings, find
 from trainers.metrics import MACRO
 from trainers.pictures import draw_pictures
 from trainers.resampling import FEW_CASES
-from trainers.results import group, read_csv, slides_tested, write_csv
+from trainers.results import group, read_csv, write_csv
 from trainers.table2 import CI_CAPTION, LEVELS, metric_rows, nested_rows, table2_rows
-
-__all__ = ["slides_tested", "table", "write_csv", "write_report"]
 
 _HEADINGS = {"precision": "Precision", "recall": "Recall", "f1": "F1 score", "auc": "AUC-ROC"}
 _HEADLINE = {"auc": "AUC-ROC", "quadratic_kappa": "Kappa", "mae": "MAE"}

@@ -9,22 +9,14 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
+from cluster.cli.files import SWEEP_FILES
 from cluster.cli.output import Item, Outcome, err
 from cluster.cli.verb import verb
 
 _WHAT = {
     "cohort.csv": "the slides, their cases and scores",
     "store": "features, a Zarr group a slide and embedder",
-    "experiment.toml": "what was trained",
-    "splits.csv": "test set and folds",
-    "runs.parquet": "losses, a row a run and epoch",
-    "results.parquet": "metrics, a row a tested run",
-    "predictions.parquet": "a row a test bag",
-    "baselines.csv": "logistic regression on mean features and on colours, permuted labels",
-    "table2.csv": "the table above, and more",
-    "roc.png": "ROC curves, a panel an embedder",
-    "roc.csv": "the points of the curves",
-    "environment.json": "versions, machine, times",
+    **SWEEP_FILES,
     "scores.csv": "Monte-Carlo scores of the test slides",
     "heatmap.png": "attention over the slide of the highest expected score",
 }

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cluster.cli.output import Item, Outcome, err
+from cluster.cli.files import describe
+from cluster.cli.output import Item, Outcome
 from cluster.cli.verb import verb
 
 if TYPE_CHECKING:
-    from cluster.sweep import SweepProgress, SweepReport
+    from cluster.sweep import SweepReport
 
 
 @click.command()
@@ -23,21 +24,43 @@ if TYPE_CHECKING:
     "--stack",
     type=click.IntRange(1),
     metavar="R",
-    help="Most runs trained in lockstep. [default: the whole grid]",
+    help="Most runs trained in lockstep. [default: as memory and cores allow]",
+)
+@click.option(
+    "--fraction",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    metavar="F",
+    help="Use only this share of each slide's patches, for a first screening.",
+)
+@click.option(
+    "--gpus-per-fit",
+    type=click.FloatRange(0, 1),
+    metavar="F",
+    help="Share of a GPU for each fit; 0 trains on processors. [default: as memory allows]",
 )
 @verb
-def sweep(experiment: Path, out: Path, address: str, resume: bool, stack: int | None) -> Outcome:
+def sweep(
+    experiment: Path,
+    out: Path,
+    address: str,
+    resume: bool,
+    stack: int | None,
+    fraction: float,
+    gpus_per_fit: float | None,
+) -> Outcome:
     """Train, select and test attention-MIL models on stored features.
 
     A run that fails is recorded with its reason and the others go on. Only the configuration of least mean
-    validation loss is tested, for each embedder.
+    validation loss is tested, for each embedder. Losses stream to SWEEP_DIR/tensorboard.
     """
+    from cluster.cli.live import LiveTable
     from cluster.sweep import SweepOptions, run_sweep
     from trainers.report import table
 
-    options = SweepOptions(address, resume, stack)
-    with SweepBar() as bar:
-        report = run_sweep(experiment, out, options, bar)
+    options = SweepOptions(address, resume, stack, fraction, gpus_per_fit)
+    with LiveTable() as live:
+        report = run_sweep(experiment, out, options, live)
     return Outcome(
         items=[
             Item(r.run_id, "failed" if r.reason else "skipped" if r.run_id in report.resumed else "done", r.reason)
@@ -45,7 +68,7 @@ def sweep(experiment: Path, out: Path, address: str, resume: bool, stack: int | 
         ],
         outputs={name: str(path) for name, path in report.written.items()},
         extra={"warnings": list(report.warnings), "left_out": report.left_out, "seconds": round(report.seconds, 3)},
-        summary=[table(out), *summarise(report), f"sweep {out}"],
+        summary=[table(out), "", *summarise(report), "", f"Files, all under {out}:", *describe(report.written, out)],
     )
 
 
@@ -80,38 +103,3 @@ def summarise(report: SweepReport) -> list[str]:
     if report.resumed:
         lines.append(f"{len(report.resumed)} of them had ended before")
     return [*lines, *(f"[yellow]note[/] {w}" for w in report.warnings)]
-
-
-class SweepBar:
-    """A progress bar of a sweep on stderr, when that is a terminal. Call it with a `SweepProgress`."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs of {task.fields[fits]} fits, best validation loss {task.fields[loss]:.3f}"),
-            TimeElapsedColumn(),
-            console=err,
-            disable=not err.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=None, fits=0, loss=float("inf"))
-
-    def __enter__(self) -> SweepBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, progress: SweepProgress) -> None:
-        self._bar.update(
-            self._task,
-            total=progress.epochs,
-            completed=progress.epochs_done,
-            fits=progress.fits,
-            loss=progress.val_loss,
-        )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from pathlib import Path
 
 import pytest
 import ray
 
-from cluster import resources
-from cluster.resources import available_cpus, ray_session, start_ray
+from cluster.limits import available_cpus
+from cluster.resources import ray_session, start_ray
 from her2cache.errors import ConfigError
 from tests.processes import descendants, listening_addresses
 
@@ -80,39 +79,3 @@ class TestRefused:
     def test_what_is_no_address(self, address: str) -> None:
         with pytest.raises(ConfigError, match="no Ray cluster answers"):
             start_ray(address)
-
-
-class TestCpus:
-    def test_affinity(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-        allowed = os.sched_getaffinity(0)
-        assert 1 <= available_cpus() <= len(allowed)
-        try:
-            os.sched_setaffinity(0, {min(allowed)})
-            assert available_cpus() == 1
-        finally:
-            os.sched_setaffinity(0, allowed)
-
-    @pytest.mark.parametrize(("granted", "most"), [("1", 1), ("512", None), ("", None), ("0", 1), ("two", None)])
-    def test_slurm(self, monkeypatch: pytest.MonkeyPatch, granted: str, most: int | None) -> None:
-        monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-        without = available_cpus()
-        monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
-        assert available_cpus() == (most or without)
-
-    @pytest.mark.parametrize(
-        ("files", "cores"),
-        [
-            ({"cpu.max": "150000 100000\n"}, 1.5),
-            ({"cpu.max": "max 100000\n"}, None),
-            ({"cpu.max": "\n"}, None),
-            ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
-            ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-            ({}, None),
-        ],
-    )
-    def test_cgroup_quota(self, tmp_path: Path, files: dict[str, str], cores: float | None) -> None:
-        for name, text in files.items():
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text(text)
-        assert resources._cgroup_cpus(tmp_path) == cores

@@ -6,24 +6,23 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from rich.console import Console
 
+from cluster.cli.files import SWEEP_FILES
 from cluster.cli.sweep import init, sweep
 from cluster.resources import ray_session
 from cluster.sweep import SweepOptions, SweepReport, run_sweep
 from her2cache.errors import Her2CacheError, SweepError
 from her2cache.store.reader import FeatureStore
+from tests.cluster.test_events import scalars
 from tests.planted import planted_store
 from trainers.config import read_experiment
 from trainers.model import TrainedModel
-from trainers.report import table
 from trainers.study import open_study
 
 EXPERIMENT = """\
@@ -83,7 +82,7 @@ def command(*arguments: object) -> Result:
 def tables(out: Path) -> dict[str, bytes]:
     """Everything that must not depend on how a sweep came about; times do."""
     runs = pq.read_table(out / "runs.parquet").drop_columns(["seconds"])
-    names = ("results.parquet", "predictions.parquet", "baselines.csv", "table2.csv", "splits.csv")
+    names = ["results.parquet", "predictions.parquet", *sorted(path.name for path in out.glob("*.csv"))]
     return {name: (out / name).read_bytes() for name in names} | {"runs": str(runs.to_pylist()).encode()}
 
 
@@ -91,8 +90,8 @@ def test_the_files_of_a_sweep(done: SweepReport, project: Path) -> None:
     out = project / "sweep"
     names = {"experiment.toml", "environment.json", "splits.csv", "runs.parquet", "results.parquet"}
     names |= {"predictions.parquet", "baselines.csv", "table2.csv", "roc.csv", "roc.png"}
-    assert set(done.written) == names
-    assert {p.name for p in out.iterdir()} == names | {"ledger", "checkpoints"}
+    assert names <= set(done.written) <= set(SWEEP_FILES)
+    assert {p.name for p in out.iterdir()} == {*done.written, "ledger", "checkpoints", "tensorboard"}
     assert (out / "experiment.toml").read_text() == EXPERIMENT
 
     runs = pq.read_table(out / "runs.parquet").to_pylist()
@@ -122,9 +121,6 @@ def test_baselines_stand_beside_it(done: SweepReport, project: Path) -> None:
         rows = {(row["baseline"], row["embedder"]): row for row in csv.DictReader(file)}
     assert set(rows) == {(name, e) for name in ("mean-pooled features", "permuted labels") for e in ("good", "poor")}
     assert {(row["test_cases"], row["cv_cases"]) for row in rows.values()} == {("4", "12")}
-    shown = StringIO()
-    Console(width=400, file=shown).print(table(project / "sweep"))
-    assert "Baselines, case-level AUC by logistic regression: mean-pooled features" in shown.getvalue()
 
 
 def test_only_the_chosen_configuration_is_tested(done: SweepReport, project: Path) -> None:
@@ -169,6 +165,50 @@ def test_resuming_does_only_what_is_missing(done: SweepReport, project: Path, tm
     again = run_sweep(file, out, SweepOptions(resume=True))
     assert again.resumed == {r.run_id for r in done.runs}
     assert tables(out) == before
+
+
+def test_the_stack_is_recorded_and_kept(done: SweepReport, project: Path, tmp_path: Path) -> None:
+    """It is the unit of resume: another size would give other bits."""
+    assert json.loads((project / "sweep" / "environment.json").read_text())["stack"] == 2
+    copy = copy_of(project, tmp_path)
+    out, file = copy / "sweep", copy / "experiment.toml"
+    for run in done.runs[:2]:
+        (out / "ledger" / f"{run.run_id}.json").unlink()
+    with pytest.raises(SweepError, match="begun with --stack 2"):
+        run_sweep(file, out, SweepOptions(resume=True, stack=1))
+    environment = json.loads((out / "environment.json").read_text()) | {"stack": 1}  # as if it had begun so
+    (out / "environment.json").write_text(json.dumps(environment))
+    shutil.rmtree(out / "tensorboard")
+    run_sweep(file, out, SweepOptions(resume=True))
+    assert {p.name for p in (out / "tensorboard").iterdir()} == {run.run_id for run in done.runs[:2]}
+    assert json.loads((out / "environment.json").read_text())["stack"] == 1
+
+
+def test_losses_stream_to_tensorboard(done: SweepReport, project: Path) -> None:
+    for run in done.runs:
+        losses = scalars(project / "sweep" / "tensorboard" / run.run_id)
+        assert [step for step, _ in losses["val_loss"]] == [1, 2, 3]
+        assert [loss for _, loss in losses["val_loss"]] == pytest.approx([e.val_loss for e in run.epochs])
+
+
+def test_a_screening_is_no_part_of_another_sweep(done: SweepReport, project: Path, tmp_path: Path) -> None:
+    file = project / "experiment.toml"
+    with pytest.raises(SweepError, match=r"begun with --fraction 1, and this is 0\.5"):
+        run_sweep(file, project / "sweep", SweepOptions(resume=True, fraction=0.5))
+    copy = copy_of(project, tmp_path)
+    before = tables(copy / "sweep")
+    # as if it had begun so: what was trained stays, and all that comes after is done on half of the rows
+    environment = json.loads((copy / "sweep" / "environment.json").read_text()) | {"fraction": 0.5}
+    (copy / "sweep" / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(SweepError, match="begun with --fraction"):
+        run_sweep(copy / "experiment.toml", copy / "sweep", SweepOptions(resume=True))
+    result = command(copy / "experiment.toml", "--out", copy / "sweep", "--resume", "--fraction", "0.5", "--json")
+    assert result.exit_code == 0, result.output
+    assert "a screening: of each slide only the first 0.5" in json.loads(result.stdout)["warnings"][0]
+    after = tables(copy / "sweep")
+    changed = {name for name in before if after[name] != before[name]}
+    assert {"predictions.parquet", "baselines.csv"} <= changed
+    assert not {"runs", "selection.csv", "splits.csv"} & changed
 
 
 def test_another_experiment_does_not_mix_in(done: SweepReport, project: Path, tmp_path: Path) -> None:
@@ -243,6 +283,21 @@ def test_what_cannot_run_is_told_in_one_line(change: tuple[str, str], message: s
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (project / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--fraction", "0"), "--fraction"),
+        (("--fraction", "1.5"), "--fraction"),
+        (("--gpus-per-fit", "1"), "needs a GPU"),
+        (("--stack", "0"), "--stack"),
+    ],
+)
+def test_options_that_make_no_sense(options: tuple[str, str], message: str, project: Path, tmp_path: Path) -> None:
+    result = command(project / "experiment.toml", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 def test_init_writes_files_that_can_be_read(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from tests.planted import planted_features, planted_slides
 from trainers.config import BagsSection, ModelSection, SplitsSection, TrainingSection
 from trainers.features import FeatureRows, SlideFeatures
 from trainers.fit import fit
-from trainers.plan import FitPlan
 from trainers.model import AttentionMIL, TrainedModel
+from trainers.plan import FitPlan
 from trainers.scaling import ROWS, Scaling
 from trainers.splits import make_splits
 from trainers.stack import Configuration

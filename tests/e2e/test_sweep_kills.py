@@ -1,0 +1,153 @@
+"""kill -9 of driver, trial and raylet of a sweep at random points, resume, and the tables of an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.planted import planted_store
+from tests.processes import descendants, eventually, kill, marked, title
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
+MARK = "HER2CACHE_TEST_SWEEP"
+"""Variable in the environment of a sweep and of every process below it."""
+
+VICTIMS = ("driver", "trial", "raylet")
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
+"""Of Ray: they notice only after a minute that they are alone."""
+
+TRIALS = ("ray::ResourceTrainable", "ray::_Trial")
+"""As Ray calls a process with a trial, at work and between two."""
+
+EXPERIMENT = """\
+[data]
+cohort = "cohort.csv"
+store = "store"
+embedders = ["good", "poor"]
+[splits]
+folds = 2
+test_slides = 4
+[bags]
+size = 20
+per_epoch = 1600
+validation = 400
+test = 200
+[model]
+attention_units = 64
+[training]
+epochs = {epochs}
+batch_bags = 16
+learning_rate = [1e-2, 1e-4]
+weight_decay = [1e-3, 1e-5]
+"""
+
+# epoch checkpoints every half second, that fits this short go on from them
+COMMAND = "import cluster.trials as t; t.SAVE_EVERY = 0.5; from cluster.cli.main import main; main()"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kills")
+    planted_store(folder, {"good": 6.0, "poor": 0.0})
+    (folder / "experiment.toml").write_text(EXPERIMENT.format(epochs=20))
+    return folder
+
+
+def start(project: Path, out: Path) -> subprocess.Popen[bytes]:
+    """`her2cache sweep` as a user starts it, with every process below it. --resume is for any sweep, also a new one."""
+    command = [sys.executable, "-c", COMMAND, "sweep", str(project / "experiment.toml"), "--out", str(out)]
+    command += ["--stack", "2", "--resume"]
+    with log_of(out).open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, MARK: str(out)})
+
+
+def log_of(out: Path) -> Path:
+    return out.with_suffix(".log")
+
+
+def left_over(out: Path) -> list[str]:
+    """Processes of a sweep that are still there, Ray's agents excepted."""
+    titles = [title(pid) for pid in marked(MARK, str(out))]
+    return [t for t in titles if t and not any(agent in t for agent in AGENTS)]
+
+
+def tables(out: Path) -> dict[str, bytes]:
+    """Everything that must not depend on how a sweep came about; times do."""
+    runs = pq.read_table(out / "runs.parquet").drop_columns(["seconds"])
+    names = ["results.parquet", "predictions.parquet", *sorted(path.name for path in out.glob("*.csv"))]
+    return {name: (out / name).read_bytes() for name in names} | {"runs": str(runs.to_pylist()).encode()}
+
+
+def ledger(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "ledger").glob("[!.]*.json")}
+
+
+def finish(project: Path, out: Path) -> None:
+    """Runs a sweep to its end, which must be a good one."""
+    assert start(project, out).wait(timeout=300) == 0, log_of(out).read_text()
+
+
+def find(job: subprocess.Popen[bytes], victim: str) -> list[int]:
+    if victim == "driver":
+        return [job.pid]
+    below = {pid: title(pid) for pid in descendants(job.pid)}
+    if victim == "raylet":
+        return [pid for pid, t in below.items() if t.split(" ")[0].endswith("/raylet")]
+    return [pid for pid, t in below.items() if t.startswith(TRIALS)]
+
+
+def strike(job: subprocess.Popen[bytes], out: Path, victim: str, rng: random.Random) -> bool:
+    """Waits until the sweep trains, then a moment, and kills; whether there was anything to kill."""
+    eventually(lambda: job.poll() is not None or (out / "state").exists(), 120)
+    time.sleep(rng.uniform(0, 5))
+    found = find(job, victim) if job.poll() is None else []
+    if found:
+        kill(rng.choice(found))
+    return bool(found)
+
+
+def rounds(n: int, project: Path, folder: Path) -> dict[str, int]:
+    """Each round: a new sweep struck once, what was in its ledger, the same command again, and the tables."""
+    finish(project, folder / "whole")
+    expected, runs = tables(folder / "whole"), len(ledger(folder / "whole"))
+    assert runs == 2 * 2 * 4
+    rng, struck = random.Random(n), Counter[str]()
+    for k in range(n):
+        out, victim = folder / f"round{k}", VICTIMS[k % len(VICTIMS)]
+        job = start(project, out)
+        struck[victim] += strike(job, out, victim, rng)
+        job.wait(timeout=300)
+        assert eventually(lambda: not left_over(out), 60), f"round {k}: {left_over(out)} outlive their sweep"  # noqa: B023
+        before = ledger(out) if (out / "ledger").exists() else {}
+        finish(project, out)
+        assert tables(out) == expected, f"round {k}: {victim}"
+        after = ledger(out)
+        assert len(after) == runs
+        assert {name: after[name] for name in before} == before, f"round {k}: finished runs were run again"
+        assert not (out / "state").exists(), f"round {k}: epoch checkpoints are left"
+        assert not (out / ".tune").exists()
+        assert eventually(lambda: not left_over(out), 60), f"round {k}: {left_over(out)} outlive their sweep"  # noqa: B023
+    assert struck.total() > n // 2, "most sweeps ended before they were struck: this test shows nothing"
+    return dict(struck)
+
+
+@pytest.mark.slow
+def test_three_rounds(project: Path, tmp_path: Path) -> None:
+    rounds(3, project, tmp_path)
+
+
+@pytest.mark.soak
+def test_twelve_rounds(project: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    struck = rounds(12, project, tmp_path)
+    report = {"rounds": 12, "struck": struck, "runs": 16, "seconds": round(time.monotonic() - started)}
+    (RESULTS / "soak_sweep_kills.json").write_text(json.dumps(report, indent=2) + "\n")
