@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import ray
+import ray.exceptions
 
 from cluster.limits import available_cpus, available_memory
 from her2cache.errors import ConfigError
@@ -21,6 +22,8 @@ _PROCESS_BYTES = 400 << 20
 
 _CONTEXT_BYTES = 600 << 20
 """What a process takes of a GPU before its first tensor."""
+
+_GPU_WAIT_S = 120.0
 
 _MOST_ON_A_GPU = 2
 """Fits at once on one GPU by default. On an H100 two stacks of 20 together were 1.4 times as fast as one after the
@@ -56,12 +59,27 @@ class Terms:
     gpus: float = 0.0
 
 
-def read_capacity() -> Capacity:
-    """The capacity of the Ray that this process is connected to."""
+def read_capacity(gpus_per_fit: float | None = None) -> Capacity:
+    """The capacity of the Ray that this process is connected to; GPUs are not asked when none is wanted (0)."""
     has = ray.cluster_resources()
-    cpus, gpus = max(1, int(has.get("CPU", 1))), has.get("GPU", 0.0)
+    cpus, gpus = max(1, int(has.get("CPU", 1))), 0.0 if gpus_per_fit == 0 else has.get("GPU", 0.0)
     memory = int(available_memory() * _SPARE) // min(cpus, available_cpus()) - _PROCESS_BYTES
-    return Capacity(cpus, gpus, memory, ray.get(_gpu_bytes.remote()) if gpus else 0)
+    return Capacity(cpus, gpus, memory, _gpu_memory() if gpus else 0)
+
+
+def _gpu_memory() -> int:
+    """Bytes of one GPU.
+
+    Raises:
+        ConfigError: none is free.
+    """
+    try:
+        return ray.get(_gpu_bytes.remote(), timeout=_GPU_WAIT_S)
+    except ray.exceptions.GetTimeoutError as error:
+        raise ConfigError(
+            f"for {_GPU_WAIT_S:.0f} s no GPU of this Ray was free: wait for the jobs that have them (`ray status`), or "
+            "train on processors with --gpus-per-fit 0"
+        ) from error
 
 
 @ray.remote(num_gpus=0.01, max_calls=1)  # the process ends with the call, and gives the GPU back
@@ -71,7 +89,9 @@ def _gpu_bytes() -> int:
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
 
 
-def choose_terms(study: Study, capacity: Capacity, configurations: int, gpus_per_fit: float | None) -> Terms:
+def choose_terms(
+    study: Study, capacity: Capacity, configurations: int, gpus_per_fit: float | None, stack: int | None = None
+) -> Terms:
     """Stack size and share of a GPU for the fits of a study.
 
     On processors a stack is as large as memory allows, but no larger than leaves a fit for every core: cores gain
@@ -82,6 +102,7 @@ def choose_terms(study: Study, capacity: Capacity, configurations: int, gpus_per
         capacity: what there is.
         configurations: of each feature space and fold.
         gpus_per_fit: a share that the user asks for; None leaves it to memory, 0 trains on processors.
+        stack: a size that the user asks for, or that the sweep was begun with; None leaves it to memory.
 
     Raises:
         ConfigError: a GPU was asked for, and there is none.
@@ -94,11 +115,12 @@ def choose_terms(study: Study, capacity: Capacity, configurations: int, gpus_per
     if gpus_per_fit == 0 or not capacity.gpu_memory:
         most = _largest(study, capacity.memory, None)
         places = sum(of.splits.folds for of in study.rounds) * len(study.spaces)
-        return Terms(_even(configurations, most, at_least=min(configurations, math.ceil(capacity.cpus / places))))
+        at_least = min(configurations, math.ceil(capacity.cpus / places))
+        return Terms(stack or _even(configurations, most, at_least))
     batch, features = study.experiment.training.batch_bags, _feature_bytes(study)
     room = int(capacity.gpu_memory * (gpus_per_fit or 1) * _SPARE) - _CONTEXT_BYTES
     # features that do not fit stay with the host, see `trainers.feeds`
-    stack = _even(configurations, _largest(study, room - (features if features < room / 2 else 0), batch))
+    stack = stack or _even(configurations, _largest(study, room - (features if features < room / 2 else 0), batch))
     if gpus_per_fit:
         return Terms(stack, gpus_per_fit)
     need = (_CONTEXT_BYTES + features + stack * _run_bytes(study, batch)) / (capacity.gpu_memory * _SPARE)

@@ -15,8 +15,9 @@ from cluster.searches import Asha, Optuna, asked_for, by_configuration, name_sea
 from cluster.trials import Ground, Jobs, Search, train
 from trainers.candidates import draw_configurations
 from trainers.fit import conclude, failed_runs
-from trainers.ledger import Run, has_run, read_run
+from trainers.ledger import Run, read_run, write_failure
 from trainers.plan import FitPlan
+from trainers.progress import has_ended
 from trainers.stack import Configuration
 from trainers.study import Study
 
@@ -54,7 +55,7 @@ class Fits:
 
     def ended(self) -> frozenset[str]:
         """Ids of the runs that have ended, well or not."""
-        return frozenset(i for plan in self.plans() for i in plan.run_ids() if has_run(i, self.out / "ledger"))
+        return frozenset(i for plan in self.plans() for i in plan.run_ids() if has_ended(i, self.out))
 
     def missing(self) -> list[FitPlan]:
         """Fits that are to be trained. One that lost some of its runs is trained as a whole: fewer give other bits."""
@@ -90,19 +91,22 @@ class Fits:
         return train(Jobs(tuple((plan,) for plan in ordered)), ground, listeners)
 
     def runs(self, failures: Mapping[str, str]) -> list[Run]:
-        """All runs; a fit that failed as a whole left no files, and is tried again when the sweep is resumed."""
+        """All runs; those of a fit that failed as a whole are tried again when the sweep is resumed."""
         runs = [run for plan in self.plans() for run in self._runs_of(plan, failures)]
         with suppress(OSError):  # epoch checkpoints of fits that failed stay
             (self.out / "state").rmdir()
         return runs
 
     def _runs_of(self, plan: FitPlan, failures: Mapping[str, str]) -> list[Run]:
-        if plan.stack_id() in failures:
-            return failed_runs(plan, failures[plan.stack_id()])
-        if all(has_run(run_id, self.out / "ledger") for run_id in plan.run_ids()):
+        if all(has_ended(run_id, self.out) for run_id in plan.run_ids()):
             return [read_run(run_id, self.out / "ledger") for run_id in plan.run_ids()]
-        ended_early = conclude(plan, self.out, "asha") if self.method == "asha" else None
-        return ended_early or failed_runs(plan, _UNFINISHED)
+        failure = failures.get(plan.stack_id(), "")
+        if not failure and self.method == "asha" and (runs := conclude(plan, self.out, "asha")):
+            return runs
+        failed = failed_runs(plan, failure or _UNFINISHED)
+        for run in failed:
+            write_failure(run, self.out / "ledger")
+        return failed
 
     def _train_asha(self, missing: Sequence[FitPlan], ground: Ground, progress: SweepProgress) -> dict[str, str]:
         """All trials of the searches that miss some: those that have ended replay their losses to the scheduler."""

@@ -145,7 +145,7 @@ class SweepProgress:
 
     def started(self, plan: FitPlan) -> None:
         self._began = self._began or time.monotonic()
-        course = self._courses.setdefault(plan.stack_id(), _Course(work_of(plan, self._dims) / plan.settings.epochs))
+        course = self._course(plan)
         if not course.running:
             course.running = True
             self.embedders[plan.embedder].running += 1
@@ -154,7 +154,7 @@ class SweepProgress:
     def stepped(self, plan: FitPlan, steps: Sequence[Step]) -> None:
         if not steps:
             return
-        counts, course = self.embedders[plan.embedder], self._courses[plan.stack_id()]
+        counts, course = self.embedders[plan.embedder], self._course(plan)
         course.trained += len({step.epoch for step in steps if step.is_new})
         self._set_epochs(counts, course, max(step.epoch for step in steps))
         best = min(steps, key=lambda step: step.result.val_loss)
@@ -164,7 +164,7 @@ class SweepProgress:
         self.watch(self)
 
     def ended(self, plan: FitPlan, reason: str) -> None:
-        counts, course = self.embedders[plan.embedder], self._courses[plan.stack_id()]
+        counts, course = self.embedders[plan.embedder], self._course(plan)
         if course.running:
             course.running = False
             counts.running -= 1
@@ -172,6 +172,10 @@ class SweepProgress:
         counts.done += not reason
         self._set_epochs(counts, course, plan.settings.epochs)  # those that patience or a scheduler spared as well
         self.watch(self)
+
+    def _course(self, plan: FitPlan) -> _Course:
+        """Of a fit; one whose process dies before it has begun ends without having started."""
+        return self._courses.setdefault(plan.stack_id(), _Course(work_of(plan, self._dims) / plan.settings.epochs))
 
     def _set_epochs(self, counts: EmbedderProgress, course: _Course, epochs: int) -> None:
         counts.epochs_done += epochs - course.epochs

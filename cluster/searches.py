@@ -22,8 +22,9 @@ from cluster.trials import METRIC, TIME
 from her2cache.errors import ConfigError
 from trainers.candidates import round_configuration
 from trainers.config import Experiment
-from trainers.ledger import has_run, read_run, safe_name
+from trainers.ledger import read_run, safe_name
 from trainers.plan import FitPlan
+from trainers.progress import has_ended
 from trainers.stack import Configuration
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def _point(configuration: Configuration, experiment: Experiment) -> dict[str, fl
 def _mean_loss(templates: Sequence[FitPlan], configuration: Configuration, out: Path) -> float | None:
     """What a trial that has ended reported; None when it has not ended."""
     ids = [i for plan in templates for i in replace(plan, configurations=(configuration,)).run_ids()]
-    if not all(has_run(i, out / "ledger") for i in ids):
+    if not all(has_ended(i, out) for i in ids):
         return None
     return float(np.mean([read_run(i, out / "ledger").val_loss for i in ids]))
 

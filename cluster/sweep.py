@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.capacity import Terms, choose_terms, read_capacity
-from cluster.claim import claim, write_environment
+from cluster.directory import Begun, claim, locked, write_environment
 from cluster.fits import Fits, configurations_of
 from cluster.progress import SweepProgress
 from cluster.resources import ray_session
 from cluster.searches import require_optuna
-from her2cache.errors import ConfigError
+from her2cache.errors import ConfigError, SweepError
 from trainers.conclusion import conclude_sweep
 from trainers.config import read_experiment
 from trainers.ledger import Run
@@ -79,32 +79,58 @@ def run_sweep(
         Her2CacheError: the experiment cannot be run as it is.
         SweepError: `out` holds something else, or not one run could be trained.
     """
-    start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     experiment = read_experiment(experiment_file)
     asked = _stack_asked_for(experiment.search.method, options.stack)
     study = replace(open_study(experiment), fraction=options.fraction)
     out = out.absolute()
-    begun = claim(out, experiment_file, study, resume=options.resume, stack=asked)
-    environment: dict[str, object] = {"started": started, "address": options.address}
+    with locked(out):
+        begun = claim(out, experiment_file, study, resume=options.resume, stack=asked)
+        return _sweep(study, out, begun, asked, options, watch)
 
-    fits, resumed, failures = Fits(study, begun or 1, out), frozenset[str](), dict[str, str]()
+
+def _sweep(
+    study: Study,
+    out: Path,
+    begun: Begun | None,
+    asked: int | None,
+    options: SweepOptions,
+    watch: Callable[[SweepProgress], None],
+) -> SweepReport:
+    start = time.perf_counter()
+    fits, resumed, failures = Fits(study, 1, out), frozenset[str](), dict[str, str]()
     if begun is not None:
+        fits = replace(fits, stack=begun.stack)
         resumed = fits.ended()
     if begun is None or not fits.complete():
         with ray_session(options.address):
-            capacity = read_capacity()
-            terms = choose_terms(study, capacity, len(configurations_of(study)), options.gpus_per_fit)
-            terms = Terms(begun or asked or terms.stack, terms.gpus)
-            environment |= {"stack": terms.stack, "gpus_per_fit": terms.gpus}
-            write_environment(out, study, environment)
+            capacity = read_capacity(options.gpus_per_fit)
+            terms = choose_terms(
+                study, capacity, len(configurations_of(study)), options.gpus_per_fit, begun.stack if begun else asked
+            )
+            _require_same_device(out, begun, terms)
+            beginning = {} if begun else {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+            more: dict[str, object] = {"stack": terms.stack, "gpus_per_fit": terms.gpus, "address": options.address}
+            write_environment(out, study, {**beginning, **more})
             fits = replace(fits, stack=terms.stack)
             failures = fits.train(terms, capacity, SweepProgress(watch=watch))
     runs = fits.runs(failures)
     written = conclude_sweep(study, runs, out)
     seconds = time.perf_counter() - start
-    write_environment(out, study, {**environment, "stack": fits.stack, "seconds": round(seconds, 1)})
+    write_environment(
+        out, study, {} if resumed == frozenset(r.run_id for r in runs) else {"seconds": round(seconds, 1)}
+    )
     written = {name: out / name for name in ("experiment.toml", "environment.json", "splits.csv")} | written
     return SweepReport(runs, resumed, study.left_out, _warnings(study), written, seconds)
+
+
+def _require_same_device(out: Path, begun: Begun | None, terms: Terms) -> None:
+    if begun is not None and begun.on_gpu != (terms.gpus > 0):
+        was, now = ("GPUs", "processors") if begun.on_gpu else ("processors", "GPUs")
+        raise SweepError(
+            f"{out} was begun on {was} and would go on on {now}, which draw other bags: "
+            + ("go on where there is a GPU" if begun.on_gpu else "add --gpus-per-fit 0")
+            + ", or give another --out"
+        )
 
 
 def _stack_asked_for(method: str, stack: int | None) -> int | None:

@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Generator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -237,7 +238,7 @@ class _Relay(tune.Callback):
     """Tells listeners what Tune's loop sees."""
 
     def __init__(self, jobs: Jobs, listeners: Sequence[Listener]) -> None:
-        self._jobs, self._listeners = jobs, listeners
+        self._jobs, self._listeners = jobs, list(listeners)
         self.failures: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -245,8 +246,7 @@ class _Relay(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         for plan in self._jobs.plans(trial.config):
-            for listener in self._listeners:
-                listener.started(plan)
+            self._tell(lambda listener, plan=plan: listener.started(plan))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -255,8 +255,7 @@ class _Relay(tune.Callback):
         steps: list[Step] = result["steps"]
         for k, own in groupby(steps, key=lambda step: step.fit):
             told = list(own)
-            for listener in self._listeners:
-                listener.stepped(plans[k], told)
+            self._tell(lambda listener, k=k, told=told: listener.stepped(plans[k], told))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, trial.last_result.get("reason", ""))
@@ -268,5 +267,13 @@ class _Relay(tune.Callback):
         for plan in self._jobs.plans(trial.config):
             if reason:
                 self.failures[plan.stack_id()] = reason
-            for listener in self._listeners:
-                listener.ended(plan, reason)
+            self._tell(lambda listener, plan=plan: listener.ended(plan, reason))
+
+    def _tell(self, news: Callable[[Listener], None]) -> None:
+        """A listener that cannot go on, because the disk is full say, is told no more: training goes on."""
+        for listener in list(self._listeners):
+            try:
+                news(listener)
+            except OSError as error:
+                self._listeners.remove(listener)
+                warnings.warn(f"{type(listener).__name__} is told no more of the sweep: {error}", stacklevel=2)

@@ -18,8 +18,9 @@ class Cases:
     Attributes:
         ids: of the cases, sorted.
         y: their classes, (cases,).
-        p: their class probabilities, (seeds, cases, classes); one seed but for the untrained embedder. Seeds are not
-            averaged: an ensemble of embedders would say more than any of them.
+        p: their class probabilities, (seeds, cases, classes); one seed but for the untrained embedder. Seeds that were
+            trained on the same folds are not averaged: an ensemble of embedders would say more than any of them. Where
+            every fold has a seed of its own the folds' models count together, as those of every other embedder.
     """
 
     ids: tuple[str, ...]
@@ -41,10 +42,13 @@ def pool_cases(predictions: pa.Table, classes: int) -> Cases:
 
     Args:
         predictions: rows of predictions.parquet: of the selected runs of one embedder, either on the fixed test set,
-            or on all outer folds, of which each has its own cases.
+            or on all outer folds, of which each has its own cases. A case that a seed was not tested on is left out:
+            `trainers.findings.find` gives every outer fold of every seed, or none.
         classes: of the task.
     """
     means = predictions.select(["embedder_seed", "run_id", "slide_id", "case_id", "label"])
+    if _own_seeds(predictions):
+        means = means.set_column(0, "embedder_seed", pa.repeat(pa.scalar(0, pa.int32()), len(means)))
     for c in range(classes):
         means = means.append_column(f"p_{c}", predictions[f"p_{c}"].cast(pa.float64()))
     # a run's bags first: drawn at random, they are not as many for every slide
@@ -52,7 +56,7 @@ def pool_cases(predictions: pa.Table, classes: int) -> Cases:
         grouped = means.group_by(keys, use_threads=False)  # in a fixed order, so that sums have the same bits
         means = grouped.aggregate([(f"p_{c}", "mean") for c in range(classes)])
         means = means.rename_columns([name.removesuffix("_mean") for name in means.column_names])
-    seed = means["embedder_seed"].to_numpy()
+    seed = means["embedder_seed"].to_numpy()  # (seeds x slides,)
     p = np.column_stack([means[f"p_{c}"].to_numpy() for c in range(classes)])  # (seeds x slides, classes)
     case_ids, labels = np.array(means["case_id"].to_pylist()), means["label"].to_numpy()
     of_seeds = [
@@ -62,6 +66,14 @@ def pool_cases(predictions: pa.Table, classes: int) -> Cases:
     rows = [np.searchsorted(ids, common) for ids, _, _ in of_seeds]
     y = of_seeds[0][1][rows[0]]
     return Cases(tuple(common), y, np.stack([own[kept] for (_, _, own), kept in zip(of_seeds, rows, strict=True)]))
+
+
+def _own_seeds(predictions: pa.Table) -> bool:
+    """Whether there are several seeds, and a fold has one of them only."""
+    if len(predictions["embedder_seed"].unique()) == 1:
+        return False
+    seeds = predictions.group_by(["outer", "fold"]).aggregate([("embedder_seed", "count_distinct")])
+    return max(seeds["embedder_seed_count_distinct"].to_pylist()) == 1
 
 
 @dataclass(frozen=True)

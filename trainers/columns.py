@@ -68,6 +68,8 @@ RESULTS = (
     Column("n_bags", _INT, "test bags"),
     Column("n_slides", _INT, "test slides"),
     Column("n_cases", _INT, "test cases: the number that counts"),
+    Column("fraction", _FLOAT, "share of each slide's patches that was used, in tests as well: below 1 a screening"),
+    Column("n_left_out", _INT, "slides of the cohort that took no part; environment.json says which and why"),
 )
 """Those before the metrics, which `metric_columns` gives."""
 

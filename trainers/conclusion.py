@@ -15,6 +15,7 @@ from her2cache.store.reader import FeatureStore
 from trainers.assessment import assess
 from trainers.baselines import Baseline, baselines, mean_features
 from trainers.features import SlideFeatures
+from trainers.files import whole
 from trainers.ledger import Run
 from trainers.model import TrainedModel
 from trainers.report import write_report
@@ -44,20 +45,25 @@ def conclude_sweep(study: Study, runs: Sequence[Run], out: Path) -> dict[str, Pa
     candidates = select(runs)
     selected = {run.run_id for c in candidates if c.is_selected for run in c.runs}
     write_runs(runs, selected, out / "runs.parquet")
-    write_csv(out / "selection.csv", [c.row() for c in candidates])
+    with whole(out / "selection.csv") as partial:
+        write_csv(partial, [c.row() for c in candidates])
     if not selected:
         raise SweepError(f"not one run could be trained: {runs[0].reason}")
     names = ["runs.parquet", "selection.csv", "results.parquet", "predictions.parquet", "baselines.csv"]
     if study.nested:
-        write_nested_splits(study.nested, out / "nested_splits.csv")
+        with whole(out / "nested_splits.csv") as partial:
+            write_nested_splits(study.nested, partial)
         names.append("nested_splits.csv")
     wanted = (
         candidates if study.experiment.testing.configurations == "all" else [c for c in candidates if c.is_selected]
     )
-    with result_files(study.experiment.classification, out) as files:
+    with result_files(
+        study.experiment.classification, out, fraction=study.fraction, left_out=len(study.left_out)
+    ) as files:
         for tested in _test(study, wanted, out / "checkpoints"):
             files.add(tested)
-    write_csv(out / "baselines.csv", [baseline.row() for baseline in fit_baselines(study)])
+    with whole(out / "baselines.csv") as partial:
+        write_csv(partial, [baseline.row() for baseline in fit_baselines(study)])
     return {name: out / name for name in names} | write_report(out)
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from her2cache.embedder import canonical_json
 from her2cache.errors import ConfigError
 from trainers.stack import Configuration
-from trainers.tasks import Task, find_task
+from trainers.tasks import Task, find_task, mapped_task
 
 RANDOM = "alexnet-random"
 """The embedder that `[data] random_seeds` is about."""
@@ -42,8 +42,9 @@ class DataSection(_Section):
         views: stored views of a patch, of which training draws one an instance; None takes the one space that an
             embedder has, however many views it holds.
         stain: slides of the cohort to use.
-        random_seeds: how many stored seeds of alexnet-random take part (alexnet-random, alexnet-random-s1, ...); the
-            tables average over them.
+        random_seeds: how many stored seeds of alexnet-random take part (alexnet-random, alexnet-random-s1, ...).
+        seeds_a_fold: "one" gives fold k the seed k, as the original drew it anew for every fold; "all" trains every
+            seed on every fold, and the tables average over them.
     """
 
     cohort: str
@@ -52,12 +53,19 @@ class DataSection(_Section):
     views: Positive | None = None
     stain: Literal["HE", "IHC"] = "HE"
     random_seeds: Positive = 1
+    seeds_a_fold: Literal["one", "all"] = "one"
 
 
 class TaskSection(_Section):
-    """[task]: what to tell apart; `preset` is a name of `trainers.tasks.PRESETS`."""
+    """[task]: what to tell apart.
+
+    Attributes:
+        preset: a name of `trainers.tasks.PRESETS`.
+        class_of_score: instead of a preset, the classes of the scores 0, 1+, 2+ and 3+.
+    """
 
     preset: Literal["four", "paper-binary", "her2-low"] = "four"
+    class_of_score: Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)] = None
 
 
 class SplitsSection(_Section):
@@ -177,7 +185,8 @@ class Experiment(_Section):
     @property
     def classification(self) -> Task:
         """The task in full."""
-        return find_task(self.task.preset)
+        own = self.task.class_of_score
+        return find_task(self.task.preset) if own is None else mapped_task(own)
 
     def digest(self) -> str:
         """sha256 of everything that changes a result; where files lie does not."""
@@ -233,6 +242,11 @@ def _clashes(e: Experiment) -> Iterator[tuple[tuple[str, str], str]]:
             )
     if drawn and len({*t.learning_rate}) == len({*t.weight_decay}) == 1:
         yield ("search", "method"), "has nothing to draw from: give learning_rate or weight_decay two values, a range"
+    if e.task.class_of_score is not None:
+        try:
+            mapped_task(e.task.class_of_score)
+        except ConfigError as error:
+            yield ("task", "class_of_score"), str(error).removeprefix("[task] class_of_score ")  # said by its place
     if e.data.random_seeds > 1 and RANDOM not in e.data.embedders:
         yield ("data", "random_seeds"), f"is of {RANDOM}, which embedders does not name: add it, or leave this out"
 

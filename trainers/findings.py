@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainers.cases import CaseLevel, Cases, case_level, pool_cases
 from trainers.comparison import Comparison, compare
-from trainers.results import Row, read_csv, read_results, selected_predictions, selected_runs
+from trainers.results import Row, read_csv, read_results, read_table, selected_predictions, selected_runs
 from trainers.tasks import Task, find_task
 
 NESTED, FIXED = "nested cross-validation", "fixed test set"
 """Which cases a number rests on."""
+
+Place = tuple[int, int]
+"""Seed of an embedder, outer fold."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,41 @@ class Findings:
         predictions: rows of predictions.parquet of all selected runs.
         fixed: embedder -> the cases of the fixed test set.
         nested: embedder -> all cases, each predicted by models that have not seen it; the headline. Only embedders
-            that were tested on every outer fold.
+            of which every seed was tested on every outer fold: fewer cases would not be comparable.
         outer_folds: of the nested cross-validation; 0 where there is none.
         comparisons: of embedders, on the cases of the headline, or of the fixed test set where there is none.
     """
 
     task: Task
-    results: list[dict[str, object]]
+    results: list[dict[str, Any]]
     selected: dict[str, list[Row]]
     predictions: pa.Table
     fixed: dict[str, CaseLevel]
     nested: dict[str, CaseLevel]
     outer_folds: int
     comparisons: list[Comparison]
+
+    @property
+    def fraction(self) -> float:
+        """Share of each slide's patches that was used; files of an earlier version do not say it, and used all."""
+        return self.results[0].get("fraction", 1.0)
+
+    @property
+    def left_out(self) -> int:
+        """Slides of the cohort that took no part."""
+        return self.results[0].get("n_left_out", 0)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before any number: sentences."""
+        notes: list[str] = []
+        if self.fraction < 1:
+            share = f"{100 * self.fraction:.4g} %"
+            notes.append(f"A screening: only {share} of each slide's patches took part, in tests as well.")
+        if self.left_out:
+            slides = "slide" if self.left_out == 1 else "slides"
+            notes.append(f"{self.left_out} {slides} of the cohort took no part (environment.json says why).")
+        return notes
 
     @property
     def compared_on(self) -> str:
@@ -82,6 +108,7 @@ def find(sweep_dir: Path) -> Findings:
     task = find_task(results[0]["task"])
     predictions = selected_predictions(sweep_dir)
     outer_folds = len({row["outer"] for row in read_csv(sweep_dir, "nested_splits.csv")})
+    asked = _asked(sweep_dir, outer_folds)
     fixed: dict[str, Cases] = {}
     nested: dict[str, Cases] = {}
     for embedder in dict.fromkeys(predictions["embedder"].to_pylist()):
@@ -90,7 +117,7 @@ def find(sweep_dir: Path) -> Findings:
         on_fixed, on_outer = own.filter(is_fixed), own.filter(pc.invert(is_fixed))  # pyright: ignore[reportAttributeAccessIssue]
         if len(on_fixed):
             fixed[embedder] = pool_cases(on_fixed, len(task.classes))
-        if outer_folds and len(on_outer["outer"].unique()) == outer_folds:
+        if outer_folds and _places(on_outer) >= asked[embedder]:
             nested[embedder] = pool_cases(on_outer, len(task.classes))
     return Findings(
         task=task,
@@ -102,6 +129,23 @@ def find(sweep_dir: Path) -> Findings:
         outer_folds=outer_folds,
         comparisons=compare(nested if outer_folds else fixed),
     )
+
+
+def _asked(sweep_dir: Path, outer_folds: int) -> dict[str, set[Place]]:
+    """Embedder -> where it has to be tested for a headline: every seed on every outer fold, failed runs included."""
+    if not outer_folds:
+        return {}
+    runs = read_table(sweep_dir, "runs.parquet", columns=["embedder", "embedder_seed"])
+    asked: dict[str, set[Place]] = {}
+    for run in runs.group_by(["embedder", "embedder_seed"]).aggregate([]).to_pylist():
+        asked.setdefault(run["embedder"], set()).update((run["embedder_seed"], outer) for outer in range(outer_folds))
+    return asked
+
+
+def _places(predictions: pa.Table) -> set[Place]:
+    """Where predictions were made."""
+    rows = predictions.group_by(["embedder_seed", "outer"]).aggregate([]).to_pylist()
+    return {(row["embedder_seed"], row["outer"]) for row in rows}
 
 
 def _mean(values: list[float | None]) -> float | None:

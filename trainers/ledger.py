@@ -80,8 +80,12 @@ def safe_name(embedder: str) -> str:
 
 def write_run(run: Run, folder: Path) -> None:
     """Writes a run's file; a reader sees the whole file or none, whatever kills the writer."""
+    _write(run, folder, _path(folder, run.run_id))
+    _failure(folder, run.run_id).unlink(missing_ok=True)
+
+
+def _write(run: Run, folder: Path, path: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = _path(folder, run.run_id)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w", encoding="utf-8") as file:
         json.dump(asdict(run), file)
@@ -90,8 +94,14 @@ def write_run(run: Run, folder: Path) -> None:
     partial.replace(path)
 
 
+def write_failure(run: Run, folder: Path) -> None:
+    """Writes the file of a run that failed for a reason that need not be its own, want of memory say: a resumed sweep
+    tries it again, and `has_run` does not count it."""
+    _write(run, folder, _failure(folder, run.run_id))
+
+
 def has_run(run_id: str, folder: Path) -> bool:
-    """Whether a run has ended, well or not."""
+    """Whether a run has ended, well or not, and is not to be tried again."""
     return _path(folder, run_id).exists()
 
 
@@ -114,6 +124,10 @@ def read_run(run_id: str, folder: Path) -> Run:
 
 def _path(folder: Path, run_id: str) -> Path:
     return folder / f"{run_id}.json"
+
+
+def _failure(folder: Path, run_id: str) -> Path:
+    return folder / f"{run_id}.failed.json"
 
 
 def _short(value: float) -> str:

@@ -11,8 +11,9 @@ from typing import Protocol
 
 from trainers.features import prefix, stored_features
 from trainers.fit import SAVE_EVERY, Fit
-from trainers.ledger import Epoch, has_run, read_run
+from trainers.ledger import Epoch, read_run
 from trainers.plan import FitPlan
+from trainers.progress import has_ended
 
 Curves = Mapping[str, Sequence[Epoch]]
 """run id -> its epochs so far; those of a run that failed are left out."""
@@ -157,7 +158,7 @@ class _Replayed:
 
 
 def _open(plan: FitPlan, store: str, out: Path, device: str, save_every: float) -> _Member:
-    if all(has_run(run_id, out / "ledger") for run_id in plan.run_ids()):
+    if all(has_ended(run_id, out) for run_id in plan.run_ids()):
         return _Replayed(plan, out)
     slides = [s.slide_id for s in plan.training + plan.validation]
     features = prefix(stored_features(store, plan.space_key, slides), plan.fraction, plan.bags.size)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from trainers.confusion import confusion_rows, confusions, draw_confusions
+from trainers.files import whole
 from trainers.findings import Findings
 from trainers.grid import draw_grid
 from trainers.learning import draw_learning_curves
@@ -29,41 +30,40 @@ def draw_pictures(sweep_dir: Path, found: Findings) -> dict[str, Path]:
         SweepError: runs.parquet is missing or damaged.
     """
     folder, classes, on = sweep_dir, found.task.classes, found.test_set()
+    notes = "".join(f"{note}\n" for note in found.notes)
     written = ["learning_curves.png", "grid.png"]
     if curves := {e: _curves(found, e) for e in found.embedders if e in found.selected}:
-        write_csv(folder / "roc.csv", roc_rows(curves, classes))
-        draw_roc(
-            curves,
-            classes,
-            caption=f"Bag level (paper protocol). {on}.\nBlack: mean of the folds. Band: from the lowest to the "
-            "highest fold. Thin: the runs.\nAUC: mean ± fold_ci95, the spread over training folds, not over patients.",
-            out=folder / "roc.png",
+        with whole(folder / "roc.csv") as partial:
+            write_csv(partial, roc_rows(curves, classes))
+        caption = (
+            f"{notes}Bag level (paper protocol). {on}.\nBlack: mean of the folds. Band: from the lowest to the "
+            "highest fold. Thin: the runs.\nAUC: mean ± fold_ci95, the spread over training folds, not over patients."
         )
+        with whole(folder / "roc.png") as partial:
+            draw_roc(curves, classes, caption=caption, out=partial)
         written += ["roc.csv", "roc.png"]
     if made := confusions(found):
-        write_csv(folder / "confusion.csv", confusion_rows(made, classes))
-        draw_confusions(
-            made,
-            classes,
-            caption=f"Counts, and shares of the true class. {on}.\nBags count once for each model (fold and seed); "
-            "cases once for each seed of the embedder,\nby the mean of the folds' models.",
-            out=folder / "confusion.png",
+        with whole(folder / "confusion.csv") as partial:
+            write_csv(partial, confusion_rows(made, classes))
+        caption = (
+            f"{notes}Counts, and shares of the true class. {on}.\nBags count once for each model (fold and seed); "
+            "cases once for each seed of the embedder,\nby the mean of the folds' models."
         )
+        with whole(folder / "confusion.png") as partial:
+            draw_confusions(made, classes, caption=caption, out=partial)
         written += ["confusion.csv", "confusion.png"]
     runs = read_table(folder, "runs.parquet", columns=list(_RUN_COLUMNS))
     of_fixed = runs.filter(pc.is_null(runs["outer"]))  # pyright: ignore[reportAttributeAccessIssue]
-    draw_learning_curves(
-        _by_embedder(of_fixed.to_pylist(), found),
-        caption="Losses of the folds that the fixed test set is tested with; curves beyond the frame ran higher.",
-        out=folder / "learning_curves.png",
-    )
+    caption = f"{notes}Losses of the folds that the fixed test set is tested with; curves beyond the frame ran higher."
+    with whole(folder / "learning_curves.png") as partial:
+        draw_learning_curves(_by_embedder(of_fixed.to_pylist(), found), caption=caption, out=partial)
     tried = [_numbers(row) for row in read_csv(folder, "selection.csv") if not row["outer"]]
-    draw_grid(
-        _by_embedder(tried, found),
-        caption="Mean, over folds and seeds, of the lowest epoch validation loss. Framed: the selected configuration.\n"
-        "Colours are of each embedder on its own.",
-        out=folder / "grid.png",
+    caption = (
+        f"{notes}Mean, over folds and seeds, of the lowest epoch validation loss. Framed: the selected configuration.\n"
+        "Colours are of each embedder on its own."
     )
+    with whole(folder / "grid.png") as partial:
+        draw_grid(_by_embedder(tried, found), caption=caption, out=partial)
     return {name: folder / name for name in written}
 
 

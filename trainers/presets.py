@@ -10,20 +10,24 @@ _KEYS = """\
 [data]
 cohort = "cohort.csv"           # table of the slides; relative paths start at this file's folder
 store = "store"                 # feature store that `her2cache embed` filled
+# embedders to compare, by the name or the space key of their features:
 embedders = [{embedders}]
 views = {views:<24}# stored views of a patch (embed --views), of which training draws one an instance; the
                                 # paper augments afresh at every step. Left out: whatever the store has
 stain = "HE"                    # slides of the cohort to use: "HE" or "IHC"
-random_seeds = {random_seeds:<17}# of alexnet-random, averaged: embed alexnet-random, alexnet-random=1, =2, ... for more
+random_seeds = {random_seeds:<17}# of alexnet-random: embed alexnet-random, alexnet-random=1, =2, ... for more
+seeds_a_fold = "one"            # of several seeds fold k has the k-th, as the original drew it anew for every fold;
+                                # "all": every fold has every seed, averaged
 
 [task]
 preset = "four"                 # "four": 0, 1+, 2+, 3+.  "paper-binary": 0, 1+ against 2+, 3+.  "her2-low": 0, then
                                 # 1+ and 2+/ISH-, then 3+ and 2+/ISH+ (from the cohort's column ish)
+# class_of_score = [0, 1, 1, 2] # classes of 0, 1+, 2+, 3+ of your own, instead of a preset
 
 [splits]                        # stratified by score; a case is never on two sides
 test_slides = {test_slides:<18}# fixed test set, unless the cohort has a column `split`
 folds = {folds:<24}# cross-validation; "paper": KFold(5, shuffle) over slides, as the original
-seed = 123
+seed = 123                      # of test set and folds
 nested = {nested:<23}# outer folds of a nested cross-validation over all cases, pooled: the figure to trust,
                                 # at the cost of as many more sweeps; 0 leaves it out, as the paper did
 # file = "splits.csv"           # the split of another sweep, or your own: slide_id, split, fold
@@ -44,6 +48,7 @@ attention = "tanh"              # "gated": hidden units times sigmoid(U v), as I
 epochs = {epochs:<23}# the epoch of least validation loss is kept
 patience = 0                    # epochs without a lower validation loss that end a run; 0: none does
 batch_bags = 64                 # bags an optimiser step
+# rates and L2 factors of the grid; [search] draws from the range between the least and the largest:
 learning_rate = {learning_rate}
 weight_decay = {weight_decay}
 feature_norm = "none"           # "standardize": features of every embedder to mean 0 and SD 1 over the training slides
@@ -52,7 +57,7 @@ seed = 123                      # of initial weights and bags
 [search]
 method = "grid"                 # "random", "asha" (ends bad runs early) and "optuna" draw from the ranges of the lists
 samples = 20                    # draws an embedder; the grid has no use for them
-seed = 123
+seed = 123                      # of the draws
 
 [testing]
 configurations = "chosen"       # "all": test every configuration, not only that of least mean validation loss
@@ -64,7 +69,7 @@ PAPER = _KEYS.format(
     stem="paper",
     embedders='"alexnet-random", "alexnet-pcam", "alexnet-ihc", "alexnet-imagenet"',
     views=8,
-    random_seeds=1,
+    random_seeds=5,
     test_slides=8,
     nested=5,
     folds=5,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainers.ledger import Epoch, Run, write_run
+from trainers.ledger import Epoch, Run, has_run, read_run, write_run
 from trainers.model import Origin, TrainedModel
 from trainers.plan import FitPlan
 from trainers.scaling import Scaling
@@ -161,9 +161,21 @@ class Progress:
                 task=self.plan.task,
             )
             folded = model if self.scaling is None else self.scaling.fold(model)
-            TrainedModel(folded, origin).save(out / "checkpoints" / f"{run.run_id}.safetensors")
+            TrainedModel(folded, origin).save(checkpoint(run.run_id, out))
         write_run(run, out / "ledger")
         return run
+
+
+def has_ended(run_id: str, out: Path) -> bool:
+    """Whether a run need not be trained: the ledger has it, and its checkpoint is there unless it failed."""
+    if not has_run(run_id, out / "ledger"):
+        return False
+    return checkpoint(run_id, out).exists() or read_run(run_id, out / "ledger").best is None
+
+
+def checkpoint(run_id: str, out: Path) -> Path:
+    """File of a run's model."""
+    return out / "checkpoints" / f"{run_id}.safetensors"
 
 
 def make_run(plan: FitPlan, course: Course) -> Run:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from trainers.cases import CaseLevel
 from trainers.comparison import row as comparison_row
+from trainers.files import whole
 from trainers.findings import Findings, find
 from trainers.metrics import MACRO
 from trainers.pictures import draw_pictures
@@ -45,7 +46,8 @@ def write_report(sweep_dir: Path) -> dict[str, Path]:
         tables["nested.csv"] = nested_rows(found)
     written = {name: sweep_dir / name for name in tables}
     for name, rows in tables.items():
-        write_csv(written[name], rows)
+        with whole(written[name]) as partial:
+            write_csv(partial, rows)
     return written | draw_pictures(sweep_dir, found)
 
 
@@ -85,9 +87,12 @@ def _headline(found: Findings) -> Iterable[Any]:
         )
     levels = list(found.nested.values())
     cases = f"{len(levels[0].cases.ids)} cases ({levels[0].cases.named()} a class)" if levels else "no case"
+    unfinished = [escape(embedder) for embedder in found.embedders if embedder not in found.nested]
+    lost = f"No headline for {', '.join(unfinished)}: a run on an outer fold is missing.\n" if unfinished else ""
     shown.caption = (
-        f"\n{cases}, each predicted by models that have not seen it and were chosen without it ({found.outer_folds} "
-        f"outer folds). Ranges: 95 % bootstrap of cases within their class{_caveat(levels)}; chance: labels permuted.\n"
+        f"\n{_notes(found)}{lost}{cases}, each predicted by models that have not seen it and were chosen without it "
+        f"({found.outer_folds} outer folds). Ranges: 95 % bootstrap of cases within their class{_caveat(levels)}; "
+        "chance: labels permuted.\n"
     )
     shown.caption_justify = "left"
     yield shown
@@ -119,12 +124,17 @@ def _table2(found: Findings, baselines: list[dict[str, str]]) -> Table:
     for embedder in dict.fromkeys(row["embedder"] for row in rows):
         shown.add_row(f" {escape(embedder)}", "", "", "", _with_range(found.fixed[embedder], "auc"))
     shown.caption = (
-        f"\nPaper protocol: every bag of a test slide counts; slide level: one prediction a slide.\n{CI_CAPTION}.\n"
+        f"\n{_notes(found)}"
+        f"Paper protocol: every bag of a test slide counts; slide level: one prediction a slide.\n{CI_CAPTION}.\n"
         "Case level: the folds' models together, and the 95 % bootstrap of cases within their class"
         f"{_caveat(found.fixed.values())}.\n{_baselines(baselines)}{_chance(found.fixed.values())}{found.test_set()}."
     )
     shown.caption_justify = "left"
     return shown
+
+
+def _notes(found: Findings) -> str:
+    return "".join(f"{note}\n" for note in found.notes)
 
 
 def _baselines(rows: list[dict[str, str]]) -> str:

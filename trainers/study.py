@@ -103,8 +103,14 @@ class Study:
             for name, space in self.spaces.items()
             for embedder, seed in (self.embedder_of(name),)
             for fold in range(of.splits.folds)
+            if name not in self.seeds or self._takes_part(seed, fold)
             for start in range(0, len(tried), step)
         ]
+
+    def _takes_part(self, seed: int, fold: int) -> bool:
+        """Whether a seed of the untrained embedder is trained on a fold."""
+        data = self.experiment.data
+        return data.seeds_a_fold == "all" or fold % data.random_seeds == seed
 
     def features(self, space_key: str, slides: Sequence[Assignment]) -> SlideFeatures:
         """Features of some slides, as far as the study uses them."""

@@ -30,7 +30,7 @@ def table2_rows(results: Iterable[Row], cases: Mapping[str, CaseLevel] | None = 
         results: the tested runs.
         cases: what each embedder says of the test cases; its macro AUC goes into every row of the embedder.
 
-    `<metric>` is the mean over folds and `<metric>_ci95` its half-width; `<metric>_class_ci95` is the mean
+    `<metric>` is the mean over folds and `<metric>_ci95` its half-width, fold_ci95; `<metric>_class_ci95` is the mean
     of the half-widths of the classes, another reading of the paper's "across the 4 classes". A number is
     None where it is undefined, and where the folds do not hold the same classes.
     """
@@ -58,7 +58,7 @@ def metric_rows(found: Findings) -> list[dict[str, Any]]:
 def nested_rows(found: Findings) -> list[dict[str, Any]]:
     """The headline, a row an embedder: every metric over all cases, pooled over the outer folds.
 
-    Empty where the runs of an outer fold all failed: fewer cases would not be comparable.
+    Empty where a seed of the embedder was not tested on every outer fold: fewer cases would not be comparable.
     """
     names = [metric for metric, of_class in _metrics(found.task) if of_class is None]
     rows: list[dict[str, Any]] = []
@@ -70,6 +70,8 @@ def nested_rows(found: Findings) -> list[dict[str, Any]]:
             "n_cases": level and len(level.cases.ids),
             "cases_per_class": level and level.cases.named(),
             "reliable": level and level.reliable,
+            "fraction": found.fraction,
+            "n_left_out": found.left_out,
         }
         for name in names:
             empty = dict.fromkeys((name, f"{name}_low", f"{name}_high", f"chance_{name}_low", f"chance_{name}_high"))
@@ -103,6 +105,8 @@ def _table2_row(embedder: str, level: str, runs: Sequence[Row]) -> dict[str, Any
         "n_classes": first[f"{level}_n_classes"] if comparable else None,
         **{key: first[key] for key in ("n_cases", "n_slides", "n_bags", "learning_rate", "weight_decay")},
         "val_loss": mean_val_loss(runs),
+        "fraction": first.get("fraction", 1.0),
+        "n_left_out": first.get("n_left_out", 0),
     }
 
 

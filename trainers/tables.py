@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from trainers.assessment import Assessment
 from trainers.columns import PREDICTIONS, RESULTS, RUNS, metric_columns, probability_columns, schema
+from trainers.files import whole
 from trainers.ledger import Run
 from trainers.splits import Assignment
 from trainers.tasks import Task
@@ -61,8 +62,8 @@ def write_runs(runs: Sequence[Run], selected: Collection[str], path: Path) -> No
 class ResultFiles:
     """results.parquet and predictions.parquet, filled run by run; the predictions of one run are in memory."""
 
-    def __init__(self, task: Task, predictions: pq.ParquetWriter, columns: pa.Schema) -> None:
-        self._task = task
+    def __init__(self, common: dict[str, Any], predictions: pq.ParquetWriter, columns: pa.Schema) -> None:
+        self._common = common
         self._predictions = predictions
         self._columns = columns
         self.rows: list[dict[str, Any]] = []
@@ -76,10 +77,10 @@ class ResultFiles:
                 "epoch": run.best,
                 "val_loss": run.val_loss,
                 "selected": tested.is_selected,
-                "task": self._task.name,
                 "n_bags": len(a.slide),
                 "n_slides": len(slides),
                 "n_cases": len({s.case_id for s in slides}),
+                **self._common,
                 **a.metrics,
             }
         )
@@ -87,16 +88,21 @@ class ResultFiles:
 
 
 @contextmanager
-def result_files(task: Task, folder: Path) -> Generator[ResultFiles]:
-    """Writes both files into a folder; a reader sees the whole files or none."""
-    results, predictions = folder / "results.parquet", folder / "predictions.parquet"
-    partial = predictions.with_name(f".{predictions.name}")
+def result_files(task: Task, folder: Path, *, fraction: float = 1.0, left_out: int = 0) -> Generator[ResultFiles]:
+    """Writes both files into a folder; a reader sees the whole files or none.
+
+    Args:
+        task: of all runs.
+        folder: of the files.
+        fraction: share of each slide's patches that was used.
+        left_out: how many slides of the cohort took no part.
+    """
+    common = {"task": task.name, "fraction": fraction, "n_left_out": left_out}
     columns = schema((*PREDICTIONS, *probability_columns(task)))
-    with pq.ParquetWriter(partial, columns) as writer:
-        files = ResultFiles(task, writer, columns)
+    with whole(folder / "predictions.parquet") as partial, pq.ParquetWriter(partial, columns) as writer:
+        files = ResultFiles(common, writer, columns)
         yield files
-    partial.replace(predictions)
-    _write(pa.Table.from_pylist(files.rows, schema((*RESULTS, *metric_columns(task)))), results)
+    _write(pa.Table.from_pylist(files.rows, schema((*RESULTS, *metric_columns(task)))), folder / "results.parquet")
 
 
 def _predictions(tested: AssessedRun, columns: pa.Schema) -> pa.Table:
@@ -132,6 +138,5 @@ def _fields(run: Run) -> dict[str, Any]:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    partial = path.with_name(f".{path.name}")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        pq.write_table(table, partial)

@@ -35,7 +35,10 @@ def verb(run: Callable[..., Outcome]) -> Callable[..., None]:
                 traceback.print_exc()
             code = fail(str(error), as_json=as_json)
         except KeyboardInterrupt:
-            code = fail("interrupted; what was committed stays, run the same command again to go on", as_json=as_json)
+            code = fail(
+                "interrupted; what was finished stays, run the same command again to go on (a sweep with --resume)",
+                as_json=as_json,
+            )
             code = 130
         except click.ClickException:
             raise

@@ -53,6 +53,15 @@ def test_fits_and_epochs_are_counted_by_embedder() -> None:
     assert calls[-1] == 20
 
 
+def test_a_fit_whose_process_dies_before_it_begins_is_counted_as_failed() -> None:
+    progress = SweepProgress()
+    plan = plan_of("a", 0)
+    progress.expect([plan], {}, DIMS)
+    progress.ended(plan, "its process died")
+    counts = progress.embedders["a"]
+    assert (counts.failed, counts.done, counts.running, counts.waiting) == (1, 0, 0, 0)
+
+
 def test_a_process_that_takes_over_counts_its_epochs_once(clock: Clock) -> None:
     progress = SweepProgress()
     plan = plan_of(epochs=10)

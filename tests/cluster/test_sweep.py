@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from cluster.cli.files import SWEEP_FILES
 from cluster.cli.sweep import init, sweep
+from cluster.directory import locked
 from cluster.resources import ray_session
 from cluster.sweep import SweepOptions, SweepReport, run_sweep
 from her2cache.errors import Her2CacheError, SweepError
@@ -184,6 +185,42 @@ def test_the_stack_is_recorded_and_kept(done: SweepReport, project: Path, tmp_pa
     assert json.loads((out / "environment.json").read_text())["stack"] == 1
 
 
+def test_one_sweep_at_a_time_in_a_directory(done: SweepReport, project: Path) -> None:
+    with locked(project / "sweep"), pytest.raises(SweepError, match="another process sweeps in"):
+        run_sweep(project / "experiment.toml", project / "sweep", SweepOptions(resume=True))
+
+
+def test_it_goes_on_on_the_device_it_was_begun_on(done: SweepReport, project: Path, tmp_path: Path) -> None:
+    copy = copy_of(project, tmp_path)
+    out = copy / "sweep"
+    (out / "ledger" / f"{done.runs[0].run_id}.json").unlink()
+    environment = json.loads((out / "environment.json").read_text()) | {"gpus_per_fit": 0.5}  # as if it had begun so
+    (out / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(SweepError, match="was begun on GPUs and would go on on processors"):
+        run_sweep(copy / "experiment.toml", out, SweepOptions(resume=True))
+
+
+def test_a_run_whose_checkpoint_is_lost_is_trained_again(done: SweepReport, project: Path, tmp_path: Path) -> None:
+    copy = copy_of(project, tmp_path)
+    lost = copy / "sweep" / "checkpoints" / f"{done.runs[0].run_id}.safetensors"
+    before = lost.read_bytes()
+    lost.unlink()
+    began = json.loads((copy / "sweep" / "environment.json").read_text())["started"]
+    report = run_sweep(copy / "experiment.toml", copy / "sweep", SweepOptions(resume=True))
+    assert report.resumed == {r.run_id for r in done.runs} - {done.runs[0].run_id}
+    assert lost.read_bytes() == before
+    assert json.loads((copy / "sweep" / "environment.json").read_text())["started"] == began
+
+
+def test_slides_embedded_anew_do_not_mix_in(done: SweepReport, project: Path, tmp_path: Path) -> None:
+    copy = copy_of(project, tmp_path)
+    (record, *_) = sorted((copy / "store" / "commits").rglob("*.json"))
+    document = json.loads(record.read_text())
+    record.write_text(json.dumps(document | {"digest": "0" * 64}))
+    with pytest.raises(SweepError, match="cohort or store"):
+        run_sweep(copy / "experiment.toml", copy / "sweep", SweepOptions(resume=True))
+
+
 def test_losses_stream_to_tensorboard(done: SweepReport, project: Path) -> None:
     for run in done.runs:
         losses = scalars(project / "sweep" / "tensorboard" / run.run_id)
@@ -258,6 +295,8 @@ def test_a_fit_that_fails_is_told_and_the_others_go_on(done: SweepReport, projec
     assert result.exit_code == 1, result.output
     assert {i["id"].split("-")[0]: i["status"] for i in found["items"]} == {"good": "done", "poor": "failed"}
     assert all("does not match its crc32c" in i["reason"] for i in found["items"] if i["status"] == "failed")
+    ledger = {path.name for path in (copy / "sweep" / "ledger").iterdir()}
+    assert ledger == {f"{i['id']}{'.failed' if i['status'] == 'failed' else ''}.json" for i in found["items"]}
     assert {r["embedder"] for r in pq.read_table(copy / "sweep" / "results.parquet").to_pylist()} == {"good"}
     reasons = {r["embedder"]: r["reason"] for r in pq.read_table(copy / "sweep" / "runs.parquet").to_pylist()}
     assert "crc32c" in reasons["poor"]

@@ -176,7 +176,7 @@ def test_interrupting_keeps_what_is_committed(folder: Path, tmp_path: Path) -> N
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
-    assert one_line(err).startswith("error interrupted; what was committed stays")
+    assert one_line(err).startswith("error interrupted; what was finished stays")
     assert eventually(lambda: not marked("HER2CACHE_MARK", mark), 30)
     opened = FeatureStore.open(store)
     (key,) = (space.key for space in opened.spaces())

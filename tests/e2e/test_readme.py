@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.cli.files import FOLDERS, SWEEP_FILES
 from cluster.cli.main import main
 from tests.conftest import ROOT
 from tests.planted import DIM, planted_store
@@ -76,10 +78,15 @@ def test_the_pandas_example_runs(swept: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_duckdb_example_runs(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    duckdb = pytest.importorskip("duckdb")
     monkeypatch.chdir(swept)
     (query,) = re.findall(r'duckdb -c "(.*)"', README)
     assert {row[0] for row in duckdb.sql(query).fetchall()} == {"a", "b"}
+
+
+def test_every_file_of_a_sweep_is_named() -> None:
+    (section,) = re.findall(r"^## What a sweep leaves\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    for name in (*SWEEP_FILES, *(f"{folder}/" for folder in FOLDERS)):
+        assert f"`{name}" in section, name
 
 
 def commands() -> list[list[str]]:

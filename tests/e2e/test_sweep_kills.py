@@ -88,12 +88,16 @@ def tables(out: Path) -> dict[str, bytes]:
 
 
 def ledger(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (out / "ledger").glob("[!.]*.json")}
+    """Files of the runs that have ended; those that failed with their fit are tried again."""
+    files = (out / "ledger").glob("[!.]*.json")
+    return {path.name: path.read_bytes() for path in files if not path.name.endswith(".failed.json")}
 
 
-def finish(project: Path, out: Path) -> None:
-    """Runs a sweep to its end, which must be a good one."""
+def finish(project: Path, out: Path) -> float:
+    """Runs a sweep to its end, which must be a good one; returns the seconds that it took."""
+    began = time.monotonic()
     assert start(project, out).wait(timeout=300) == 0, log_of(out).read_text()
+    return time.monotonic() - began
 
 
 def find(job: subprocess.Popen[bytes], victim: str) -> list[int]:
@@ -105,10 +109,17 @@ def find(job: subprocess.Popen[bytes], victim: str) -> list[int]:
     return [pid for pid, t in below.items() if t.startswith(TRIALS)]
 
 
-def strike(job: subprocess.Popen[bytes], out: Path, victim: str, rng: random.Random) -> bool:
-    """Waits until the sweep trains, then a moment, and kills; whether there was anything to kill."""
-    eventually(lambda: job.poll() is not None or (out / "state").exists(), 120)
-    time.sleep(rng.uniform(0, 5))
+def strike(job: subprocess.Popen[bytes], out: Path, victim: str, rng: random.Random, whole: float) -> bool:
+    """Kills a driver at any time between its first and its last second, the others a moment after training began.
+
+    Returns:
+        Whether there was anything to kill.
+    """
+    if victim == "driver":
+        time.sleep(rng.uniform(0, whole))
+    else:
+        eventually(lambda: job.poll() is not None or (out / "state").exists(), 120)
+        time.sleep(rng.uniform(0, 5))
     found = find(job, victim) if job.poll() is None else []
     if found:
         kill(rng.choice(found))
@@ -117,14 +128,14 @@ def strike(job: subprocess.Popen[bytes], out: Path, victim: str, rng: random.Ran
 
 def rounds(n: int, project: Path, folder: Path) -> dict[str, int]:
     """Each round: a new sweep struck once, what was in its ledger, the same command again, and the tables."""
-    finish(project, folder / "whole")
+    whole = finish(project, folder / "whole")
     expected, runs = tables(folder / "whole"), len(ledger(folder / "whole"))
     assert runs == 2 * 2 * 4
     rng, struck = random.Random(n), Counter[str]()
     for k in range(n):
         out, victim = folder / f"round{k}", VICTIMS[k % len(VICTIMS)]
         job = start(project, out)
-        struck[victim] += strike(job, out, victim, rng)
+        struck[victim] += strike(job, out, victim, rng, whole)
         job.wait(timeout=300)
         assert eventually(lambda: not left_over(out), 60), f"round {k}: {left_over(out)} outlive their sweep"  # noqa: B023
         before = ledger(out) if (out / "ledger").exists() else {}

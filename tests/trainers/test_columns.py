@@ -40,7 +40,7 @@ def test_meanings_are_in_the_files(tmp_path: Path) -> None:
     p = np.eye(4, dtype=np.float32)
     metrics = {f"{level}_{k}": v for level in ("bag", "slide") for k, v in evaluate(range(4), p, 4).items()}
     write_runs([run], {"r"}, tmp_path / "runs.parquet")
-    with result_files(task, tmp_path) as files:
+    with result_files(task, tmp_path, fraction=0.1, left_out=3) as files:
         files.add(AssessedRun(run, True, Assessment(metrics, np.arange(4), p), slides))
     expected = {
         "runs.parquet": RUNS,
@@ -53,6 +53,8 @@ def test_meanings_are_in_the_files(tmp_path: Path) -> None:
         assert [f.metadata[b"description"].decode() for f in found] == [c.meaning for c in columns]
         rows = pq.read_table(tmp_path / name).to_pylist()
         assert {(r["run_id"], r["outer"], r["selected"]) for r in rows} == {("r", 2, True)}
+    (result,) = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    assert (result["task"], result["fraction"], result["n_left_out"]) == ("four", 0.1, 3)
     assert [r["slide_id"] for r in pq.read_table(tmp_path / "predictions.parquet").to_pylist()] == [
         "s0",
         "s1",

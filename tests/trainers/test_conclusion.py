@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -22,6 +23,7 @@ from her2cache.store.reader import FeatureStore
 from her2cache.store.writer import SlideShape
 from tests.planted import DIM, PATCHES, VIEWS, planted_features, planted_store
 from tests.sweeps import study_of, train
+from trainers.cases import pool_cases
 from trainers.conclusion import conclude_sweep
 from trainers.fit import failed_runs
 from trainers.ledger import Run
@@ -35,6 +37,7 @@ cohort = "cohort.csv"
 store = "store"
 embedders = ["alexnet-random", "good"]
 random_seeds = 2
+seeds_a_fold = "all"
 [splits]
 folds = 2
 test_slides = 4
@@ -55,7 +58,9 @@ weight_decay = [1e-4]
 configurations = "all"
 """
 PLAIN = (
-    EXPERIMENT.replace("nested = 3", "nested = 0").replace('"alexnet-random", ', "").replace("random_seeds = 2\n", "")
+    EXPERIMENT.replace("nested = 3", "nested = 0")
+    .replace('"alexnet-random", ', "")
+    .replace('random_seeds = 2\nseeds_a_fold = "all"\n', "")
 )
 CASES, FOLDS, OUTER = 24, 2, 3
 RANDOM, GOOD = "alexnet-random", "good"
@@ -190,6 +195,24 @@ def test_the_headline_by_hand(swept: Sweep) -> None:
     assert float(rows[GOOD]["auc"]) > 0.8
 
 
+def test_with_a_seed_for_each_fold_the_folds_models_count_together(swept: Sweep) -> None:
+    """Seeds on their own would be single models, and compared with the several of every other embedder."""
+    rows = [p for p in rows_of(swept.out / "predictions.parquet")
+            if p["selected"] and p["embedder"] == RANDOM and p["outer"] is None]  # fmt: skip
+    own = [p for p in rows if p["fold"] == p["embedder_seed"]]
+    cases, every = pool_cases(pa.Table.from_pylist(own), 4), pool_cases(pa.Table.from_pylist(rows), 4)
+    assert (len(cases.p), len(every.p)) == (1, 2)
+    for k, case in enumerate(cases.ids):
+        of_runs = [
+            np.mean(
+                [[p[f"p_{c}"] for c in range(4)] for p in own if (p["run_id"], p["case_id"]) == (run, case)], axis=0
+            )
+            for run in {p["run_id"] for p in own}
+        ]
+        assert len(of_runs) == FOLDS
+        np.testing.assert_allclose(cases.p[0, k], np.mean(of_runs, axis=0))
+
+
 def test_every_metric_has_its_cases_beside_it(swept: Sweep) -> None:
     rows = {(r["embedder"], r["metric"], r["class"]): r for r in rows_of(swept.out / "metrics.csv")}
     assert len(rows) == 2 * (4 + 5 + 3 + 4 * 4)
@@ -245,6 +268,36 @@ def test_an_outer_fold_that_failed_leaves_no_headline(swept: Sweep, tmp_path: Pa
     shown = StringIO()
     Console(width=100, file=shown).print(table(tmp_path))
     assert re.search(r"alexnet-random +undefined", shown.getvalue())
+
+
+def test_a_seed_that_lost_an_outer_fold_leaves_no_headline(swept: Sweep, tmp_path: Path) -> None:
+    """Rather than a headline on fewer cases, or on fewer seeds."""
+    shutil.copytree(swept.out / "checkpoints", tmp_path / "checkpoints")
+    for outers in ({1}, set(range(OUTER))):
+        lost = [p for p in swept.study.plans() if (p.embedder, p.embedder_seed) == (RANDOM, 1) and p.outer in outers]
+        failed = {run.run_id: run for plan in lost for run in failed_runs(plan, "out of memory")}
+        conclude_sweep(chosen_only(swept.study), [failed.get(run.run_id, run) for run in swept.runs], tmp_path)
+        rows = {row["embedder"]: row for row in rows_of(tmp_path / "nested.csv")}
+        assert (rows[RANDOM]["auc"], rows[RANDOM]["n_cases"]) == ("", "")
+        assert rows[GOOD]["n_cases"] == str(CASES)
+        assert rows_of(tmp_path / "comparison.csv") == []
+    shown = StringIO()
+    Console(width=100, file=shown).print(table(tmp_path))
+    assert "No headline for alexnet-random" in shown.getvalue()
+
+
+def test_a_screening_is_told_in_every_table(swept: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(swept.out / "checkpoints", tmp_path / "checkpoints")
+    study = replace(chosen_only(swept.study), fraction=0.5, left_out={"s99": "not embedded"})
+    conclude_sweep(study, swept.runs, tmp_path)
+    for name in ("results.parquet", "table2.csv", "nested.csv"):
+        rows = rows_of(tmp_path / name)
+        assert {(float(row["fraction"]), int(row["n_left_out"])) for row in rows} == {(0.5, 1)}, name
+    shown = StringIO()
+    Console(width=100, file=shown).print(table(tmp_path))
+    text = " ".join(shown.getvalue().split())
+    assert text.count("A screening: only 50 % of each slide's patches") == 2
+    assert text.count("1 slide of the cohort took no part") == 2
 
 
 def test_without_a_trained_run_there_is_nothing_to_conclude(swept: Sweep, tmp_path: Path) -> None:

@@ -40,11 +40,16 @@ def test_the_quick_preset_is_quick(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", [PAPER, QUICK])
-def test_presets_name_every_key(preset: str) -> None:
+def test_presets_explain_every_key(preset: str) -> None:
+    """Each with a comment beside it, or above it and the keys that it shares one with."""
+    _, *parts = re.split(r"^\[(\w+)\].*\n", preset, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert sections.keys() == Experiment.model_fields.keys()
     for section, field in Experiment.model_fields.items():
-        assert f"[{section}]" in preset
         for key in field.annotation.model_fields:  # pyright: ignore[reportOptionalMemberAccess]
-            assert re.search(rf"^(# )?{key} = ", preset, re.MULTILINE), key  # what is off by default is commented out
+            # what is off by default is commented out
+            explained = rf"^(# )?{key} = .*[^ ] +# \S|^# [^\n]+:\n([^#\n]+\n)*{key} = "
+            assert re.search(explained, sections[section], re.MULTILINE), f"[{section}] {key}"
 
 
 def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from her2cache.errors import SweepError
 from trainers.cases import case_level, pool_cases
+from trainers.files import whole
 from trainers.grid import draw_grid
 from trainers.metrics import evaluate
 from trainers.report import table, write_report
@@ -231,6 +234,35 @@ def test_terminal_table_fits_80_columns(sweep: Path) -> None:
     assert f"case-level AUC on the fixed test set {how}" in " ".join(text.split())
     assert "8 cases (0: 2; 1+: 2; 2+: 2; 3+: 2)" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_screening_says_so_wherever_its_numbers_stand(sweep: Path, tmp_path: Path) -> None:
+    assert "screening" not in printed(table(sweep))
+    assert {(row["fraction"], row["n_left_out"]) for row in table2_rows(read_results(sweep))} == {(1.0, 0)}
+    shutil.copytree(sweep, tmp_path / "sweep")
+    results = pq.read_table(sweep / "results.parquet").to_pylist()
+    screened = [row | {"fraction": 0.1, "n_left_out": 2} for row in results]
+    pq.write_table(pa.Table.from_pylist(screened), tmp_path / "sweep" / "results.parquet")
+    with write_report(tmp_path / "sweep")["table2.csv"].open() as file:
+        assert {(row["fraction"], row["n_left_out"]) for row in csv.DictReader(file)} == {("0.1", "2")}
+    caption = printed(table(tmp_path / "sweep")).partition("case level")[2]
+    said = " ".join(caption.split())
+    notes = "A screening: only 10 % of each slide's patches took part, in tests as well. 2 slides of the cohort took no"
+    assert said.index(notes) < said.index("Paper protocol")
+
+
+def test_a_report_that_breaks_off_leaves_the_files_as_they_were(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "sweep")
+    before = {path: path.read_bytes() for path in write_report(tmp_path / "sweep").values()}
+
+    def rows() -> Iterator[dict[str, int]]:
+        yield {"a": 1}
+        raise KeyError
+
+    for path in before:
+        with pytest.raises(KeyError), whole(path) as partial:
+            write_csv(partial, rows())
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_test_set_of_one_class_is_reported_with_gaps(tmp_path: Path) -> None:

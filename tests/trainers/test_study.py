@@ -84,7 +84,21 @@ def test_a_fraction_holds_in_training_and_in_testing(project: Path) -> None:
 
 
 class TestSeedsOfTheUntrainedEmbedder:
-    TEXT = EXPERIMENT.replace('["first", "second"]', '["alexnet-random", "first"]\nrandom_seeds = 3')
+    TEXT = EXPERIMENT.replace(
+        '["first", "second"]', '["alexnet-random", "first"]\nrandom_seeds = 3\nseeds_a_fold = "all"'
+    )
+
+    def test_each_fold_has_its_seed_as_in_the_original(self, tmp_path: Path) -> None:
+        planted_store(
+            tmp_path, {"alexnet-random": 0.0, "first": 1.0, "alexnet-random-s1": 0.0, "alexnet-random-s2": 0.0}
+        )
+        text = (
+            self.TEXT.replace('seeds_a_fold = "all"', "")
+            .replace("random_seeds = 3", "random_seeds = 2")
+            .replace("folds = 2", "folds = 3")
+        )
+        plans = [p for p in study_of(tmp_path, text).plans() if p.embedder == "alexnet-random"]
+        assert [(p.fold, p.embedder_seed) for p in sorted(plans, key=lambda p: p.fold)] == [(0, 0), (1, 1), (2, 0)]
 
     def test_they_count_as_one_embedder(self, tmp_path: Path) -> None:
         planted_store(

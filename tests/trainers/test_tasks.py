@@ -14,7 +14,7 @@ from trainers.config import SplitsSection, read_experiment
 from trainers.model import AttentionMIL, Origin, TrainedModel
 from trainers.splits import make_splits
 from trainers.study import open_study
-from trainers.tasks import PRESETS, find_task
+from trainers.tasks import PRESETS, find_task, mapped_task
 
 SCORES = [(0, None), (1, None), (2, False), (2, True), (2, None), (3, None)]
 
@@ -86,3 +86,28 @@ def test_a_checkpoint_keeps_its_task(tmp_path: Path, name: str) -> None:
     model = AttentionMIL.seeded(4, len(task.classes), 3, seed=0)
     TrainedModel(model, Origin("run", "key", "net", "digest", 0, 0, task)).save(tmp_path / "model.safetensors")
     assert TrainedModel.load(tmp_path / "model.safetensors").origin.task == task
+
+
+def test_a_task_of_ones_own() -> None:
+    task = mapped_task([0, 1, 1, 2])
+    assert task.classes == ("0", "1+, 2+", "3+")
+    assert [task.label(score) for score in range(4)] == [0, 1, 1, 2]
+    assert task.positive_classes() == (1, 2)
+    assert find_task(task.name) == task
+    assert mapped_task([0, 0, 1, 1]).classes == find_task("paper-binary").classes
+
+
+@pytest.mark.parametrize("classes", [[0, 0, 0, 0], [1, 1, 2, 2], [0, 2, 2, 3], [0, 1, 0, 1], [0, 1, 2], [0, 0, 1, 3]])
+def test_classes_that_are_no_task(classes: list[int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rising with the score"):
+        mapped_task(classes)
+    path = tmp_path / "experiment.toml"
+    path.write_text(f'[data]\ncohort = "c"\nstore = "s"\nembedders = ["a"]\n[task]\nclass_of_score = {classes}\n')
+    with pytest.raises(ConfigError, match=r"toml:6: \[task\] class_of_score = "):
+        read_experiment(path)
+
+
+def test_a_mapped_task_in_an_experiment(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text('[data]\ncohort = "c"\nstore = "s"\nembedders = ["a"]\n[task]\nclass_of_score = [0, 1, 1, 1]\n')
+    assert read_experiment(path).classification == find_task("map-0111")

@@ -1,18 +1,25 @@
-"""A sweep's directory as it begins: whose it is, and whether another sweep may go on in it."""
+"""A sweep's directory: who works in it, whose it is, and what environment.json says of it."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from cluster.limits import available_cpus
 from her2cache.errors import SweepError
+from her2cache.store.reader import FeatureStore
 from trainers.splits import write_splits
 from trainers.study import Study
 
@@ -22,8 +29,41 @@ _BEGUN = {"experiment.toml", "splits.csv", ".environment.json"}
 _PACKAGES = ("her2cache", "numpy", "torch", "ray", "scikit-learn", "pyarrow", "zarr")
 
 
-def claim(out: Path, file: Path, study: Study, *, resume: bool, stack: int | None) -> int | None:
-    """Makes a sweep directory, or checks that the one there holds the beginning of this very sweep.
+@dataclass(frozen=True)
+class Begun:
+    """What a sweep was begun with, and goes on with: other terms give other bits.
+
+    Attributes:
+        stack: most runs of a fit.
+        on_gpu: whether fits are trained on GPUs, which draw other bags than processors do.
+    """
+
+    stack: int
+    on_gpu: bool
+
+
+@contextmanager
+def locked(out: Path) -> Generator[None]:
+    """Keeps a sweep directory, made where there is none, to this process. The lock goes with the process.
+
+    Raises:
+        SweepError: another sweep works in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise SweepError(f"{out} is a file: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise SweepError(f"another process sweeps in {out}: wait for it, or give another --out") from error
+    finally:
+        os.close(folder)
+
+
+def claim(out: Path, file: Path, study: Study, *, resume: bool, stack: int | None) -> Begun | None:
+    """Begins a sweep directory, or checks that the one there holds the beginning of this very sweep.
 
     Args:
         out: the directory.
@@ -33,8 +73,7 @@ def claim(out: Path, file: Path, study: Study, *, resume: bool, stack: int | Non
         stack: what the user asks for.
 
     Returns:
-        The stack size that the sweep there was begun with; None when it has none yet. It is kept, because the stack
-        is what is resumed, and gives other bits in another size.
+        What the sweep there was begun with; None when nothing was trained yet.
 
     Raises:
         SweepError: it holds something else.
@@ -42,18 +81,19 @@ def claim(out: Path, file: Path, study: Study, *, resume: bool, stack: int | Non
     if (out / "environment.json").exists():
         if not resume:
             raise SweepError(f"{out} holds a sweep already: add --resume to go on with it, or give another --out")
-        there: dict[str, Any] = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+        there = _read_environment(out)
         _require_same(out, there, study)
-        begun = there.get("stack")
-        if begun and stack and begun != stack:
+        if "stack" not in there:
+            return None
+        begun = Begun(there["stack"], bool(there.get("gpus_per_fit")))
+        if stack and begun.stack != stack:
             raise SweepError(
-                f"{out} was begun with --stack {begun}, and stacks are what is resumed: leave --stack out to go on, or "
-                "give another --out"
+                f"{out} was begun with --stack {begun.stack}, and stacks are what is resumed: leave --stack out to go "
+                "on, or give another --out"
             )
         return begun
-    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _BEGUN):
+    if not {path.name for path in out.iterdir()} <= _BEGUN:
         raise SweepError(f"{out} is not empty and holds no sweep: give another --out, so that nothing is overwritten")
-    out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, out / "experiment.toml")
     write_splits(study.splits, out / "splits.csv")
     write_environment(out, study, {})
@@ -61,8 +101,12 @@ def claim(out: Path, file: Path, study: Study, *, resume: bool, stack: int | Non
 
 
 def write_environment(out: Path, study: Study, more: dict[str, object]) -> None:
-    """Writes environment.json: what a sweep is, as it begins, and how long it took, at its end."""
+    """Writes environment.json: what a sweep is, as it begins, and how long it took, at its end.
+
+    What is there and not written anew stays: a resumed sweep has its first beginning.
+    """
     document = {
+        **_read_environment(out),
         **_identity(study),
         "cohort": study.experiment.data.cohort,
         "store": study.experiment.data.store,
@@ -78,12 +122,32 @@ def write_environment(out: Path, study: Study, more: dict[str, object]) -> None:
     partial.replace(out / "environment.json")
 
 
+def _read_environment(out: Path) -> dict[str, Any]:
+    path = out / "environment.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise SweepError(f"{path} cannot be read ({error}): a copy damaged it; give another --out") from error
+
+
 def _identity(study: Study) -> dict[str, object]:
     return {
         "experiment": study.experiment.digest(),
         "spaces": {name: space.key for name, space in study.spaces.items()},
         "fraction": study.fraction,
+        "features": _features(study),
     }
+
+
+def _features(study: Study) -> str:
+    """sha256 of what is stored of every slide in every space: a slide that was embedded anew changes it."""
+    store = FeatureStore.open(study.experiment.data.store)
+    digests = [
+        store.record(s.slide_id, space.key).digest for space in study.spaces.values() for s in study.splits.slides
+    ]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _require_same(out: Path, there: dict[str, Any], study: Study) -> None:
