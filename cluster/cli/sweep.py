@@ -51,8 +51,8 @@ def sweep(
 ) -> Outcome:
     """Train, select and test attention-MIL models on stored features.
 
-    A run that fails is recorded with its reason and the others go on. Only the configuration of least mean
-    validation loss is tested, for each embedder. Losses stream to SWEEP_DIR/tensorboard.
+    A run that fails is recorded with its reason and the others go on. Of each embedder the configuration of least
+    mean validation loss is tested, or all of them if [testing] says so. Losses stream to SWEEP_DIR/tensorboard.
     """
     from cluster.cli.live import LiveTable
     from cluster.sweep import SweepOptions, run_sweep

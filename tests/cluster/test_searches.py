@@ -152,6 +152,7 @@ def test_asha_stops_at_a_rung_what_is_worse_than_a_third() -> None:
     assert told == ["CONTINUE", "STOP", "STOP", "CONTINUE", "CONTINUE"]
 
 
+@pytest.mark.slow
 def test_optuna_goes_on_with_what_it_had_asked_for(project: Path, tmp_path: Path) -> None:
     out = tmp_path
     found = by_embedder(train(project, "optuna", out))
