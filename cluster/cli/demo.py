@@ -65,6 +65,10 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
     with say.step("scores and heatmap of the test slides"):
         scored = steps.score_test_slides(out)
     files = {"cohort.csv": cohort, "store": out / "store", **swept.written, **scored.files}
+
+    def place(path: Path) -> str:
+        return str(path.absolute().relative_to(out.absolute()))
+
     return Outcome(
         items=[Item(o.slide_id, o.status, o.reason) for o in embedded.outcomes],
         outputs={name: str(path) for name, path in files.items()},
@@ -78,9 +82,9 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
             *([f"This run is without alexnet-imagenet: {escape(missing)}"] if missing else []),
             "",
             f"Files, all under {out}:",
-            *(f"  {name:<22}{_WHAT[name]}" for name in _WHAT if name in files),
+            *(f"  {place(files[name]):<28}{_WHAT[name]}" for name in _WHAT if name in files),
             "",
-            f"Look at {files['heatmap.png']} and {files['roc.png']} first.",
+            f"Look at {out / place(files['heatmap.png'])} and {out / place(files['roc.png'])} first.",
         ],
     )
 
