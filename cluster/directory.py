@@ -20,6 +20,7 @@ from typing import Any
 from cluster.limits import available_cpus
 from her2cache.errors import SweepError
 from her2cache.store.reader import FeatureStore
+from trainers.files import whole
 from trainers.splits import write_splits
 from trainers.study import Study
 
@@ -54,10 +55,11 @@ def locked(out: Path) -> Generator[None]:
     out.mkdir(parents=True, exist_ok=True)
     folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SweepError(f"another process sweeps in {out}: wait for it, or give another --out") from error
         yield
-    except BlockingIOError as error:
-        raise SweepError(f"another process sweeps in {out}: wait for it, or give another --out") from error
     finally:
         os.close(folder)
 
@@ -117,9 +119,8 @@ def write_environment(out: Path, study: Study, more: dict[str, object]) -> None:
         "threads_per_fit": 1,
         **more,
     }
-    partial = out / ".environment.json"
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    partial.replace(out / "environment.json")
+    with whole(out / "environment.json") as partial:
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_environment(out: Path) -> dict[str, Any]:
