@@ -139,6 +139,7 @@ def _identity(study: Study) -> dict[str, object]:
         "spaces": {name: space.key for name, space in study.spaces.items()},
         "fraction": study.fraction,
         "features": _features(study),
+        "allow_embedder_overlap": study.allow_overlap,
     }
 
 
@@ -153,7 +154,7 @@ def _features(study: Study) -> str:
 
 def _require_same(out: Path, there: dict[str, Any], study: Study) -> None:
     mine = {"fraction": study.fraction, **_identity(study)}
-    begun = {key: there.get(key) for key in mine} | {"fraction": there.get("fraction", 1.0)}
+    begun = {"fraction": 1.0, "allow_embedder_overlap": False, **{key: there[key] for key in mine if key in there}}
     if not (_same_splits(out, study) and begun | {"fraction": None} == mine | {"fraction": None}):
         raise SweepError(
             f"{out} holds a sweep of another experiment, cohort or store, whose results must not be mixed with "

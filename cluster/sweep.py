@@ -31,6 +31,7 @@ class SweepOptions:
         stack: most runs trained in lockstep; None leaves it to memory and cores.
         fraction: share of each slide's patches that is used, for a first screening.
         gpus_per_fit: share of a GPU for each fit; None leaves it to memory, 0 trains on processors.
+        allow_embedder_overlap: whether an embedder may be tested on cases whose labels its weights have seen.
     """
 
     address: str = "local"
@@ -38,6 +39,7 @@ class SweepOptions:
     stack: int | None = None
     fraction: float = 1.0
     gpus_per_fit: float | None = None
+    allow_embedder_overlap: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def run_sweep(
     """
     experiment = read_experiment(experiment_file)
     asked = _stack_asked_for(experiment.search.method, options.stack)
-    study = replace(open_study(experiment), fraction=options.fraction)
+    study = open_study(experiment, allow_overlap=options.allow_embedder_overlap)
+    study = replace(study, fraction=options.fraction)
     out = out.absolute()
     with locked(out):
         begun = claim(out, experiment_file, study, resume=options.resume, stack=asked)

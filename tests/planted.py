@@ -13,6 +13,7 @@ from her2cache.store.reader import FeatureStore
 from her2cache.store.writer import SlideShape
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
+from her2cache.weights import WeightsCard
 
 DIM, PATCHES, VIEWS = 16, 60, 2
 
@@ -36,13 +37,27 @@ def planted_store(folder: Path, embedders: dict[str, float], n: int = 16) -> lis
     write_cohort(slides, folder / "cohort.csv")
     store = FeatureStore.create(folder / "store")
     for k, (name, signal) in enumerate(embedders.items()):
-        spec = EmbedderSpec(name, DIM, 96, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), f"{k}" * 64)
-        space = FeatureSpace(PatchSpec(), preset("HE"), spec, views=VIEWS)
-        store.add_space(space)
-        for i, slide in enumerate(slides):
-            coords = np.stack([np.arange(PATCHES) * 96, np.zeros(PATCHES)], axis=1).astype(np.int32)
-            shape = SlideShape(slide.slide_id, space.key, coords, VIEWS, DIM, "float16", 96.0, {})
-            writer = store.writer(shape)
-            writer.write(0, planted_features(slide.her2_score or 0, i, signal=signal), np.ones(PATCHES, np.bool_))
-            writer.commit({})
+        planted_space(store, slides, name, f"{k}" * 64, signal=signal)
     return slides
+
+
+def planted_space(
+    store: FeatureStore,
+    slides: list[Slide],
+    name: str,
+    weights_sha256: str,
+    *,
+    signal: float = 4.0,
+    card: WeightsCard | None = None,
+) -> str:
+    """Adds a space with features of every slide; returns its key."""
+    spec = EmbedderSpec(name, DIM, 96, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), weights_sha256)
+    space = FeatureSpace(PatchSpec(), preset("HE"), spec, views=VIEWS)
+    store.add_space(space, weights=None if card is None else f"{weights_sha256[:4]}.safetensors", card=card)
+    for i, slide in enumerate(slides):
+        coords = np.stack([np.arange(PATCHES) * 96, np.zeros(PATCHES)], axis=1).astype(np.int32)
+        shape = SlideShape(slide.slide_id, space.key, coords, VIEWS, DIM, "float16", 96.0, {})
+        writer = store.writer(shape)
+        writer.write(0, planted_features(slide.her2_score or 0, i, signal=signal), np.ones(PATCHES, np.bool_))
+        writer.commit({})
+    return space.key

@@ -4,7 +4,7 @@ statistics alone, and on mean features with the labels of the training cases dea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +59,8 @@ class Baseline:
         embedder: whose features; "" for colours.
         test: of the fixed test cases, trained on all others.
         crossed: of the training cases, each predicted by a model of the folds that it is not in.
-        nested: of all cases, each predicted by a model of the outer folds that it is not in; None without these.
+        nested: of all cases, each predicted by a model of the outer folds that it is not in; None without these, and
+            for an embedder that takes no part in them.
     """
 
     name: str
@@ -68,11 +69,13 @@ class Baseline:
     crossed: Score
     nested: Score | None
 
-    def row(self) -> dict[str, Any]:
-        """As a row of baselines.csv."""
+    def row(self, *, nested: bool) -> dict[str, Any]:
+        """As a row of baselines.csv; `nested` says whether the file has columns of a nested cross-validation."""
         row = {"baseline": self.name, "embedder": self.embedder, **self.test.columns("test")}
         row |= self.crossed.columns("cv")
-        return row | (self.nested.columns("nested") if self.nested else {})
+        if self.nested:
+            return row | self.nested.columns("nested")
+        return row | (dict.fromkeys(self.test.columns("nested")) if nested else {})
 
 
 def mean_features(features: SlideFeatures, slides: Sequence[Assignment]) -> Floats:
@@ -96,6 +99,7 @@ def baselines(
     classes: int,
     seed: int = 0,
     nested: Sequence[Splits] = (),
+    only_fixed: Collection[str] = (),
 ) -> list[Baseline]:
     """Fits every baseline.
 
@@ -106,16 +110,21 @@ def baselines(
         classes: of the task.
         seed: of the permuted labels.
         nested: outer folds of the same slides.
+        only_fixed: embedders that take no part in these.
     """
-    rows = [(POOLED, embedder, x, splits, nested) for embedder, x in pooled.items()]
+
+    def outer(embedder: str, folds: Sequence[Splits]) -> Sequence[Splits]:
+        return () if embedder in only_fixed else folds
+
+    rows = [(POOLED, embedder, x, splits, outer(embedder, nested)) for embedder, x in pooled.items()]
     if colours is not None:
         rows.append((COLOUR, "", colours[None], splits, nested))
     dealt, dealt_nested = _dealt(splits, seed), [_dealt(outer, seed) for outer in nested]
-    rows += [(PERMUTED, embedder, x, dealt, dealt_nested) for embedder, x in pooled.items()]
+    rows += [(PERMUTED, embedder, x, dealt, outer(embedder, dealt_nested)) for embedder, x in pooled.items()]
     with threadpool_limits(1):  # more threads take five times as long on problems this small
         return [
-            _baseline(name, embedder, _Predictor(x, splits, classes), taught, outer)
-            for name, embedder, x, taught, outer in rows
+            _baseline(name, embedder, _Predictor(x, splits, classes), taught, rounds)
+            for name, embedder, x, taught, rounds in rows
         ]
 
 

@@ -39,6 +39,7 @@ RUN = (
     Column("space_key", _STRING, "feature space it was trained in"),
     Column("embedder", _STRING, "embedder of that space; all seeds of alexnet-random share the name"),
     Column("embedder_seed", _INT, "seed of the untrained embedder, else 0"),
+    Column("embedder_overlap", _STRING, "cases whose labels its weights have seen: validation, test, or none (empty)"),
     Column("outer", _INT, "outer fold of the nested cross-validation; null is the fixed test set"),
     Column("fold", _INT, "(inner) fold that it was validated on"),
     Column("seed", pa.int64(), "of initial weights and bags"),

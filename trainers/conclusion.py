@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from trainers.features import SlideFeatures
 from trainers.files import whole
 from trainers.ledger import Run
 from trainers.model import TrainedModel
+from trainers.overlap import gravest
 from trainers.report import write_report
 from trainers.resampling import Floats
 from trainers.results import write_csv
@@ -63,7 +65,7 @@ def conclude_sweep(study: Study, runs: Sequence[Run], out: Path) -> dict[str, Pa
         for tested in _test(study, wanted, out / "checkpoints"):
             files.add(tested)
     with whole(out / "baselines.csv") as partial:
-        write_csv(partial, [baseline.row() for baseline in fit_baselines(study)])
+        write_csv(partial, _baseline_rows(study))
     return {name: out / name for name in names} | write_report(out)
 
 
@@ -94,7 +96,7 @@ def fit_baselines(study: Study) -> list[Baseline]:
     """
     e, slides = study.experiment, study.splits.slides
     pooled: dict[str, list[Floats]] = {}
-    for name, space in study.spaces.items():
+    for name, space in study.pooled_spaces().items():
         with suppress(StoreError):
             means = mean_features(study.features(space.key, slides), slides)
             pooled.setdefault(study.embedder_of(name)[0], []).append(means)
@@ -103,4 +105,16 @@ def fit_baselines(study: Study) -> list[Baseline]:
     known = np.array(colours, np.float64) if all(colours) else None  # features made elsewhere come without
     stacked = {embedder: np.stack(seeds) for embedder, seeds in pooled.items()}
     classes = len(e.classification.classes)
-    return baselines(stacked, known, study.splits, classes, seed=e.splits.seed, nested=study.nested)
+    only_fixed = {embedder for embedder in stacked if study.overlap_of(embedder, nested=True) == "test"}
+    if study.allow_overlap:
+        only_fixed = set[str]()
+    return baselines(
+        stacked, known, study.splits, classes, seed=e.splits.seed, nested=study.nested, only_fixed=only_fixed
+    )
+
+
+def _baseline_rows(study: Study) -> Iterator[dict[str, Any]]:
+    for baseline in fit_baselines(study):
+        rounds = (False, True) if baseline.nested else (False,)
+        found = [study.overlap_of(baseline.embedder, nested=n) for n in rounds] if baseline.embedder else []
+        yield baseline.row(nested=bool(study.nested)) | {"embedder_overlap": gravest(found)}

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from trainers.cases import CaseLevel, Cases, case_level, pool_cases
 from trainers.comparison import Comparison, compare
+from trainers.overlap import Overlap, gravest, sentence
 from trainers.results import Row, read_csv, read_results, read_table, selected_predictions, selected_runs
 from trainers.tasks import Task, find_task
 
@@ -35,6 +36,7 @@ class Findings:
         nested: embedder -> all cases, each predicted by models that have not seen it; the headline. Only embedders
             of which every seed was tested on every outer fold: fewer cases would not be comparable.
         outer_folds: of the nested cross-validation; 0 where there is none.
+        without_headline: embedder -> why it is not in `nested`, where others may be.
         comparisons: of embedders, on the cases of the headline, or of the fixed test set where there is none.
     """
 
@@ -45,6 +47,7 @@ class Findings:
     fixed: dict[str, CaseLevel]
     nested: dict[str, CaseLevel]
     outer_folds: int
+    without_headline: dict[str, str]
     comparisons: list[Comparison]
 
     @property
@@ -67,7 +70,18 @@ class Findings:
         if self.left_out:
             slides = "slide" if self.left_out == 1 else "slides"
             notes.append(f"{self.left_out} {slides} of the cohort took no part (environment.json says why).")
-        return notes
+        seen = {
+            embedder: gravest(self.overlap(embedder, nested=n) for n in (False, True)) for embedder in self.embedders
+        }
+        return notes + [sentence(embedder, found) for embedder, found in seen.items() if found]
+
+    def overlap(self, embedder: str, *, nested: bool = False) -> Overlap:
+        """Which cases' labels the embedder's weights have seen, of the fixed test set's models or the nested ones."""
+        return gravest(
+            run.get("embedder_overlap", "")  # sweeps of an earlier version have no such column
+            for run in self.results
+            if run["embedder"] == embedder and (run["outer"] is not None) == nested
+        )
 
     @property
     def compared_on(self) -> str:
@@ -108,7 +122,7 @@ def find(sweep_dir: Path) -> Findings:
     task = find_task(results[0]["task"])
     predictions = selected_predictions(sweep_dir)
     outer_folds = len({row["outer"] for row in read_csv(sweep_dir, "nested_splits.csv")})
-    asked = _asked(sweep_dir, outer_folds)
+    asked, trained = _asked(sweep_dir, outer_folds), _trained(sweep_dir, outer_folds)
     fixed: dict[str, Cases] = {}
     nested: dict[str, Cases] = {}
     for embedder in dict.fromkeys(predictions["embedder"].to_pylist()):
@@ -127,6 +141,13 @@ def find(sweep_dir: Path) -> Findings:
         fixed={embedder: case_level(cases) for embedder, cases in fixed.items()},
         nested={embedder: case_level(cases) for embedder, cases in nested.items()},
         outer_folds=outer_folds,
+        without_headline={
+            embedder: "a run on an outer fold is missing"
+            if trained[embedder] >= places
+            else "its weights have seen labels of cases that outer folds test, so it took no part in them"
+            for embedder, places in asked.items()
+            if embedder not in nested
+        },
         comparisons=compare(nested if outer_folds else fixed),
     )
 
@@ -140,6 +161,15 @@ def _asked(sweep_dir: Path, outer_folds: int) -> dict[str, set[Place]]:
     for run in runs.group_by(["embedder", "embedder_seed"]).aggregate([]).to_pylist():
         asked.setdefault(run["embedder"], set()).update((run["embedder_seed"], outer) for outer in range(outer_folds))
     return asked
+
+
+def _trained(sweep_dir: Path, outer_folds: int) -> dict[str, set[Place]]:
+    """Embedder -> where it was trained for a headline, well or not."""
+    if not outer_folds:
+        return {}
+    runs = read_table(sweep_dir, "runs.parquet", columns=["embedder", "embedder_seed", "outer"])
+    names = runs["embedder"].unique().to_pylist()
+    return {name: _places(runs.filter(pc.equal(runs["embedder"], name))) for name in names}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _places(predictions: pa.Table) -> set[Place]:

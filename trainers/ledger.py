@@ -39,6 +39,7 @@ class Run:
         fold: validated on.
         outer: outer fold of the nested cross-validation that is kept for testing; None is the fixed test set.
         embedder_seed: of an untrained embedder, else 0.
+        embedder_overlap: which cases' labels the embedder's weights have seen, see `trainers.overlap`.
         seed: of initial weights and bags.
         configuration: learning rate and weight decay.
         epochs: in order.
@@ -59,6 +60,7 @@ class Run:
     stopped: str = ""
     outer: int | None = None
     embedder_seed: int = 0
+    embedder_overlap: str = ""
 
     @property
     def val_loss(self) -> float:

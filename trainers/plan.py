@@ -21,7 +21,7 @@ class FitPlan:
         space_key, embedder: the feature space.
         fold: validated on.
         outer: outer fold of the nested cross-validation, see `trainers.ledger.Run`.
-        embedder_seed: the same.
+        embedder_seed, embedder_overlap: the same.
         training, validation: slides.
         configurations: runs of the stack.
         task: gives the classes.
@@ -43,6 +43,7 @@ class FitPlan:
     experiment: str
     outer: int | None = None
     embedder_seed: int = 0
+    embedder_overlap: str = ""
     fraction: float = 1.0
 
     @property

@@ -193,6 +193,7 @@ def make_run(plan: FitPlan, course: Course) -> Run:
         stopped=course.stopped,
         outer=plan.outer,
         embedder_seed=plan.embedder_seed,
+        embedder_overlap=plan.embedder_overlap,
     )
 
 

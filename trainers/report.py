@@ -40,7 +40,14 @@ def write_report(sweep_dir: Path) -> dict[str, Path]:
     tables: dict[str, list[dict[str, Any]]] = {
         "table2.csv": table2_rows(found.results, found.fixed),
         "metrics.csv": metric_rows(found),
-        "comparison.csv": [comparison_row(each, found.compared_on) for each in found.comparisons],
+        "comparison.csv": [
+            comparison_row(each, found.compared_on)
+            | {
+                "embedder_overlap": found.overlap(each.embedder, nested=found.outer_folds > 0),
+                "best_overlap": found.overlap(each.best, nested=found.outer_folds > 0),
+            }
+            for each in found.comparisons
+        ],
     }
     if found.outer_folds:
         tables["nested.csv"] = nested_rows(found)
@@ -87,8 +94,7 @@ def _headline(found: Findings) -> Iterable[Any]:
         )
     levels = list(found.nested.values())
     cases = f"{len(levels[0].cases.ids)} cases ({levels[0].cases.named()} a class)" if levels else "no case"
-    unfinished = [escape(embedder) for embedder in found.embedders if embedder not in found.nested]
-    lost = f"No headline for {', '.join(unfinished)}: a run on an outer fold is missing.\n" if unfinished else ""
+    lost = "".join(f"No headline for {escape(embedder)}: {why}.\n" for embedder, why in found.without_headline.items())
     shown.caption = (
         f"\n{_notes(found)}{lost}{cases}, each predicted by models that have not seen it and were chosen without it "
         f"({found.outer_folds} outer folds). Ranges: 95 % bootstrap of cases within their class{_caveat(levels)}; "

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainers.ledger import Run
+from trainers.overlap import gravest
 from trainers.stack import Configuration
 
 Place = tuple[int | None, str]
@@ -53,6 +54,7 @@ class Candidate:
             "val_loss": self.val_loss,
             "runs": len(self.runs),
             "failed": self.failed,
+            "embedder_overlap": gravest(run.embedder_overlap for run in self.runs),
             "selected": self.is_selected,
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -133,6 +133,32 @@ def _assign(slides: Sequence[Slide], task: Task, test: set[str], fold_of: dict[s
         )
         for s in slides
     )
+
+
+def kept(splits: Splits, slide_ids: Collection[str], task: Task, of: str = "") -> Splits:
+    """Splits without the slides that do not take part; nothing else moves.
+
+    Args:
+        splits: of all slides.
+        slide_ids: those that stay.
+        task: gives the classes.
+        of: which folds they are, for messages.
+
+    Raises:
+        TrainingError: a fold or the test set is empty then, or a class is missing in the training slides of a fold.
+    """
+    slides = tuple(s for s in splits.slides if s.slide_id in slide_ids)
+    if len(slides) == len(splits.slides):
+        return splits
+    left = proven(Splits(slides, splits.folds, ()), task, of)
+    sides = {f"the test set{of}": left.test} | {f"fold {k}{of}": left.validation(k) for k in range(left.folds)}
+    for name, own in sides.items():
+        if not own:
+            raise TrainingError(
+                f"no slide of {name} can be used: none of them is embedded, see the slides that are left out; embed"
+                " them with `her2cache embed`"
+            )
+    return left
 
 
 def proven(bare: Splits, task: Task, of: str = "") -> Splits:

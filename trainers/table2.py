@@ -15,6 +15,7 @@ from typing import Any
 from trainers.cases import CaseLevel
 from trainers.findings import Findings
 from trainers.metrics import MACRO, fold_ci95
+from trainers.overlap import gravest
 from trainers.results import Row, group, mean_val_loss, selected_runs
 from trainers.tasks import Task
 
@@ -72,6 +73,7 @@ def nested_rows(found: Findings) -> list[dict[str, Any]]:
             "reliable": level and level.reliable,
             "fraction": found.fraction,
             "n_left_out": found.left_out,
+            "embedder_overlap": found.overlap(embedder, nested=True),
         }
         for name in names:
             empty = dict.fromkeys((name, f"{name}_low", f"{name}_high", f"chance_{name}_low", f"chance_{name}_high"))
@@ -107,6 +109,7 @@ def _table2_row(embedder: str, level: str, runs: Sequence[Row]) -> dict[str, Any
         "val_loss": mean_val_loss(runs),
         "fraction": first.get("fraction", 1.0),
         "n_left_out": first.get("n_left_out", 0),
+        "embedder_overlap": gravest(run.get("embedder_overlap", "") for run in runs),
     }
 
 
@@ -135,6 +138,7 @@ def _metric_row(
         "embedder": embedder,
         "metric": metric if of_class is None else metric.removesuffix(f"_{of_class}"),
         "class": None if of_class is None else found.task.classes[of_class],
+        "embedder_overlap": found.overlap(embedder),
     }
     for level, name in LEVELS.items():
         mixed = metric in {*MACRO, "balanced_accuracy"} and not _comparable(runs, level)

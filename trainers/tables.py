@@ -129,6 +129,7 @@ def _fields(run: Run) -> dict[str, Any]:
         "space_key": run.space_key,
         "embedder": run.embedder,
         "embedder_seed": run.embedder_seed,
+        "embedder_overlap": run.embedder_overlap,
         "outer": run.outer,
         "fold": run.fold,
         "seed": run.seed,

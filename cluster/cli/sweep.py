@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     metavar="F",
     help="Share of a GPU for each fit; 0 trains on processors. [default: as memory allows]",
 )
+@click.option(
+    "--allow-embedder-overlap",
+    is_flag=True,
+    help="Test an embedder on cases whose labels its weights have seen, as the paper did; every table says so.",
+)
 @verb
 def sweep(
     experiment: Path,
@@ -48,6 +53,7 @@ def sweep(
     stack: int | None,
     fraction: float,
     gpus_per_fit: float | None,
+    allow_embedder_overlap: bool,
 ) -> Outcome:
     """Train, select and test attention-MIL models on stored features.
 
@@ -58,7 +64,7 @@ def sweep(
     from cluster.sweep import SweepOptions, run_sweep
     from trainers.report import table
 
-    options = SweepOptions(address, resume, stack, fraction, gpus_per_fit)
+    options = SweepOptions(address, resume, stack, fraction, gpus_per_fit, allow_embedder_overlap)
     with LiveTable() as live:
         report = run_sweep(experiment, out, options, live)
     return Outcome(

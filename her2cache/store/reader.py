@@ -34,6 +34,7 @@ from her2cache.store.schema import (
 )
 from her2cache.store.writer import SlideShape, SlideWriter
 from her2cache.units import Coords
+from her2cache.weights import WeightsCard
 
 _SPACE_KEY = re.compile("[0-9a-f]{64}")
 
@@ -48,6 +49,7 @@ class SpaceInfo:
         dim, views, dtype: of its features.
         document: the JSON document the key is the digest of.
         weights: where the embedder's weights were read from, for people and for embedding more slides.
+        card: what the weights file said of itself; None where there was no file, or it said nothing.
     """
 
     key: str
@@ -57,6 +59,7 @@ class SpaceInfo:
     dtype: str
     document: dict[str, Any]
     weights: str | None
+    card: WeightsCard | None = None
 
 
 Space = SpaceInfo | str
@@ -109,9 +112,23 @@ class FeatureStore:
 
     # -- spaces
 
-    def add_space(self, space: FeatureSpace, *, weights: str | None = None) -> str:
-        """Records a feature space; returns its key. `weights` says where they were read from."""
-        record = {"space": space.document(), "name": space.embedder.name, "weights": weights}
+    def add_space(self, space: FeatureSpace, *, weights: str | None = None, card: WeightsCard | None = None) -> str:
+        """Records a feature space.
+
+        Args:
+            space: what it is.
+            weights: where the embedder's weights were read from.
+            card: what their file says of itself.
+
+        Returns:
+            The space key.
+        """
+        record = {
+            "space": space.document(),
+            "name": space.embedder.name,
+            "weights": weights,
+            "card": card.document() if card else None,
+        }
         self.records.put_new(space_path(space.key), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         return space.key
 
@@ -131,9 +148,7 @@ class FeatureStore:
             StoreError: none fits, or several do.
         """
         spaces = self.spaces()
-        named = [
-            s for s in spaces if s.name == name_or_key or (len(name_or_key) >= 6 and s.key.startswith(name_or_key))
-        ]
+        named = _called(spaces, name_or_key)
         fits = [s for s in named if views in {None, s.views}]
         if len(fits) == 1:
             return fits[0]
@@ -150,6 +165,10 @@ class FeatureStore:
         known = ", ".join(f"{s.name} ({s.key[:12]})" for s in spaces) or "none yet"
         raise StoreError(f"{self.uri} has no feature space {name_or_key!r}, only: {known}; run `her2cache embed` first")
 
+    def spaces_called(self, name_or_key: str, *, views: int | None = None) -> list[SpaceInfo]:
+        """Every feature space that `find_space` would have to choose from; perhaps none."""
+        return [s for s in _called(self.spaces(), name_or_key) if views in {None, s.views}]
+
     def _space(self, key: str) -> SpaceInfo:
         path = f"{self.uri}/{space_path(key)}"
         record = parse_json(self.records.get(space_path(key)) or b"", path)
@@ -163,8 +182,9 @@ class FeatureStore:
                 dtype=document["dtype"],
                 document=document,
                 weights=record["weights"],
+                card=WeightsCard.of(record["card"]) if record.get("card") else None,
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise unreadable(path, error) from error
 
     # -- slides
@@ -275,3 +295,8 @@ class FeatureStore:
             data = self.records.get(path)
             if data is not None and decode_slide_id(Path(path).stem) not in committed:
                 yield FailureRecord.from_json(data, f"{self.uri}/{path}")
+
+
+def _called(spaces: Iterable[SpaceInfo], name_or_key: str) -> list[SpaceInfo]:
+    by_key = len(name_or_key) >= 6
+    return [s for s in spaces if s.name == name_or_key or (by_key and s.key.startswith(name_or_key))]

@@ -50,7 +50,7 @@ def test_signal_is_found_and_noise_is_not(splits: Splits) -> None:
             assert b.crossed.auc > b.crossed.chance.high
         else:
             assert b.crossed.auc < 0.75
-        row = b.row()
+        row = b.row(nested=False)
         assert (row["test_cases"], row["cv_cases"]) == (8, 32)
         assert row["test_chance_low"] < 0.4 < row["test_chance_high"]
 
@@ -80,7 +80,7 @@ def test_outer_folds_are_pooled(splits: Splits) -> None:
     aucs = {name: score.auc for name, score in by.items() if score is not None and score.auc is not None}
     assert aucs["both"] == pytest.approx((aucs["one"] + aucs["two"]) / 2)
     assert aucs["one"] > aucs["two"] > 0.5
-    row = found[-1].row()
+    row = found[-1].row(nested=True)
     assert row["baseline"] == PERMUTED
     assert row["nested_chance_low"] - 0.1 < row["nested_auc"] < row["nested_chance_high"] + 0.1
 

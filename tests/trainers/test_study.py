@@ -5,17 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from her2cache.cohort import read_cohort
 from her2cache.embedder import EmbedderSpec, FeatureSpace
-from her2cache.errors import CohortError, ConfigError, StoreError
+from her2cache.errors import CohortError, ConfigError, StoreError, TrainingError
 from her2cache.store.reader import FeatureStore
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
 from tests.planted import DIM, PATCHES, VIEWS, planted_store
 from tests.sweeps import study_of
-from trainers.config import Experiment, read_experiment
+from trainers.config import Experiment, SplitsSection, read_experiment
 from trainers.features import stored_features
+from trainers.splits import kept, make_splits, write_splits
 from trainers.stack import Configuration
 from trainers.study import open_study
+from trainers.tasks import find_task
 
 EXPERIMENT = """\
 [data]
@@ -152,12 +155,28 @@ def test_the_space_must_hold_the_views_that_are_asked_for(project: Path) -> None
 
 def test_slides_that_cannot_be_used_are_named_and_left_out_of_every_space(project: Path) -> None:
     text = (project / "cohort.csv").read_text()
-    (project / "more.csv").write_text(text + "new,newcase,new.svs,HE,2,,\nblank,blankcase,blank.svs,HE,,,\n")
+    added = "new,newcase,new.svs,HE,2,,\nnewer,newercase,newer.svs,HE,3,,\nblank,blankcase,blank.svs,HE,,,\n"
+    (project / "more.csv").write_text(text + added)
     study = open_study(experiment(project, "more.csv"))
-    assert study.left_out.keys() == {"new", "blank"}
+    assert study.left_out.keys() == {"new", "newer", "blank"}
     assert "not embedded with first" in study.left_out["new"]
     assert "no her2_score" in study.left_out["blank"]
-    assert study.splits == open_study(experiment(project)).splits
+    everything = [s for s in read_cohort(project / "more.csv").slides if s.her2_score is not None]
+    dealt = make_splits(everything, study.experiment.classification, study.experiment.splits)
+    assert len(dealt.slides) == 18
+    assert study.splits.slides == tuple(s for s in dealt.slides if not s.slide_id.startswith("new"))
+    write_splits(study.splits, project / "splits.csv")  # a file of splits need not name what the store lacks
+    text = EXPERIMENT.replace("cohort.csv", "more.csv").replace("folds = 2\ntest_slides = 4", 'file = "splits.csv"')
+    assert study_of(project, text).splits.slides == study.splits.slides
+
+
+def test_a_fold_of_which_nothing_is_embedded_is_told(tmp_path: Path) -> None:
+    slides = planted_store(tmp_path, {"first": 1.0, "second": 0.0})
+    dealt = make_splits(slides, find_task("four"), SplitsSection(folds=2, test_slides=4))
+    with pytest.raises(TrainingError, match=r"no slide of the test set can be used"):
+        kept(dealt, {s.slide_id for s in dealt.slides if s.split == "train"}, find_task("four"))
+    with pytest.raises(TrainingError, match=r"no slide of class .* is left to train fold 0"):
+        kept(dealt, {s.slide_id for s in dealt.slides if s.fold != 1}, find_task("four"))
 
 
 def test_a_cohort_without_a_usable_slide_is_told(project: Path) -> None:
