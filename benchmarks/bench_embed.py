@@ -36,9 +36,10 @@ from cluster.embed_job import embed_slides
 from cluster.job import EmbedOptions, Progress
 from cluster.limits import available_cpus
 from cluster.resources import ray_session
-from her2cache.backbones import AlexNetEmbedder, Trunk, load_trunk
+from her2cache.backbones.alexnet import Trunk, load_trunk
+from her2cache.backbones.network import TorchEmbedder
 from her2cache.cohort import Slide
-from her2cache.embedder import Batching, tensors_sha256
+from her2cache.embedder import Batching, Recipe, tensors_sha256
 from her2cache.ingest import ReadOptions, read_slide
 from her2cache.store.reader import FeatureStore
 from her2cache.synthetic.cohort import write_synthetic_cohort
@@ -57,42 +58,47 @@ BATCHING = fixed_batching(READING.patch.patch_px, "cpu")
 class Bare:
     """Processes that do nothing but the forward pass, each on its share of the batches."""
 
-    def __init__(self, trunk: Trunk, processes: int, threads: int) -> None:
+    def __init__(
+        self, recipe: Recipe, processes: int, threads: int, batching: Batching = BATCHING, batches: int = BARE_BATCHES
+    ) -> None:
         self.name = f"{processes} x {threads} thread" + "s" * (threads > 1)
+        self._batching, self._batches = replace(batching, threads=threads), batches
         spawn = multiprocessing.get_context("spawn")
         self._ends = list[Connection]()
         for _ in range(processes):
             ours, theirs = spawn.Pipe()
-            spawn.Process(target=_serve, args=(theirs, trunk, threads), daemon=True).start()
+            spawn.Process(target=_serve, args=(theirs, recipe, self._batching), daemon=True).start()
             ours.recv()  # it has warmed up
             self._ends.append(ours)
 
     def rate(self) -> float:
         """Patches a second of all processes together."""
-        share = BARE_BATCHES // len(self._ends)
+        share = max(1, self._batches // len(self._ends))
         started = time.perf_counter()
         for end in self._ends:
             end.send(share)
         for end in self._ends:
             end.recv()
-        return share * len(self._ends) * BATCHING.batch / (time.perf_counter() - started)
+        return share * len(self._ends) * self._batching.batch / (time.perf_counter() - started)
 
     def close(self) -> None:
         for end in self._ends:
             end.send(0)
 
 
-def _serve(end: Connection, trunk: Trunk, threads: int) -> None:
-    side = READING.patch.patch_px
-    embedder = AlexNetEmbedder(trunk, Batching(batch=BATCHING.batch, threads=threads))
-    pixels = np.random.default_rng(0).integers(0, 256, (BATCHING.batch, side, side, 3), np.uint8)
-    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32)  # channels last in memory
-    batch = ((batch / 255 - embedder._mean) / embedder._std).contiguous(memory_format=torch.channels_last)
-    batches = 3
-    with torch.inference_mode():
+def _serve(end: Connection, recipe: Recipe, batching: Batching) -> None:
+    embedder, side = recipe.build(batching), recipe.spec.input_px
+    assert isinstance(embedder, TorchEmbedder)
+    pixels = np.random.default_rng(0).integers(0, 256, (batching.batch, side, side, 3), np.uint8)
+    batch = embedder.prepare(torch.from_numpy(pixels).to(batching.device))
+    batches = 1
+    half = torch.autocast(batching.device, torch.float16, enabled=batching.precision == "float16")
+    with torch.inference_mode(), half:
         while batches:
             for _ in range(batches):
-                embedder._model(batch)
+                embedder._network(batch)
+            if batching.device == "cuda":
+                torch.cuda.synchronize()
             end.send(batches)
             batches = end.recv()
 
@@ -103,8 +109,9 @@ class Job:
 
     name: str
     slides: Sequence[Slide]
-    trunks: Sequence[Trunk]
+    trunks: Sequence[Recipe]
     bar: float | None = None
+    reading: ReadOptions = READING
 
     def run(self, store: Path) -> Result:
         """Embeds them all into a new store."""
@@ -113,7 +120,7 @@ class Job:
         def watch(progress: Progress) -> None:
             marks.append((time.perf_counter(), progress.written_patches))
 
-        report = embed_slides(self.slides, self.trunks, FeatureStore.create(store), READING, EmbedOptions(), watch)
+        report = embed_slides(self.slides, self.trunks, FeatureStore.create(store), self.reading, EmbedOptions(), watch)
         assert all(outcome.status == "done" for outcome in report.outcomes), report.outcomes
         assert report.passes == [report.patches] * len(self.trunks)
         low, high = (share * report.patches for share in STEADY)
@@ -123,7 +130,7 @@ class Job:
 
     def read(self) -> float:
         """Seconds of one process to read all slides, patches and all, and do nothing with them."""
-        options = replace(READING, block=4 * BATCHING.batch)
+        options = replace(self.reading, block=4 * BATCHING.batch)
         started = time.perf_counter()
         for slide in self.slides:
             for _ in read_slide(slide, options):
@@ -164,7 +171,8 @@ def _other(trunk: Trunk, k: int) -> Trunk:
 def measure() -> list[Row]:
     cores = available_cpus()
     weights = DATA / "weights/alexnet_features_imagenet.pth"
-    trunk = load_trunk(f"alexnet-imagenet={weights}" if weights.exists() else "alexnet-random", READING.patch.patch_px)
+    file = str(weights) if weights.exists() else ""
+    trunk = load_trunk("alexnet-imagenet" if file else "alexnet-random", file, READING.patch.patch_px)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(ray_session())

@@ -7,13 +7,14 @@ Each is a plain class whose methods call one function; `remote_*` make Ray actor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from threading import Lock
 from typing import Any
 
 import ray
 
 from her2cache.cohort import Slide
-from her2cache.embedder import Batching
+from her2cache.embedder import Batching, Embedder, Recipe
 from her2cache.errors import EmbedderError, StoreError
 from her2cache.ingest import FeatureBlock, PatchBlock, ReadOptions, ReadSummary, SlideSurvey, embed_block, read_slide
 from her2cache.store.reader import FeatureStore
@@ -48,30 +49,49 @@ class Reader:
 
 
 class Embed:
-    """Holds every embedder of a job on one device."""
+    """Holds every embedder of a job on one device. One that cannot be built there fails for itself alone."""
 
-    def __init__(self, trunks: Sequence[Any], batching: Batching, views: int) -> None:
-        from her2cache.backbones import AlexNetEmbedder
-
-        self._embedders = [AlexNetEmbedder(trunk, batching) for trunk in trunks]
+    def __init__(self, recipes: Sequence[Recipe], batchings: Sequence[Batching], views: int) -> None:
+        self._embedders = [_built(recipe, batching) for recipe, batching in zip(recipes, batchings, strict=True)]
         self._views = views
+        self._passes = [0] * len(recipes)
+        self._counting = Lock()  # on a GPU two blocks are at work here, see `remote_embedder`
 
     def ready(self) -> dict[str, Any]:
         """Provenance of the features made here: versions, device, instruction set."""
         from importlib.metadata import version
 
-        from her2cache.backbones import instruction_set
+        from her2cache.backbones.device import device_name, instruction_set
 
         names = ("her2cache", "torch", "torchvision", "tiffslide", "tifffile", "imagecodecs", "pillow", "numpy", "zarr")
-        return {"versions": {name: version(name) for name in names}, "instruction_set": instruction_set()}
+        versions = {name: version(name) for name in names}
+        return {"versions": versions, "instruction_set": instruction_set(), "device": device_name()}
 
     def embed(self, block: PatchBlock, which: Sequence[int]) -> FeatureBlock:
         """Features of a block under some of the embedders; see `ingest.embed_block`."""
-        return embed_block(block, [self._embedders[k] for k in which], self._views)
+        chosen = [self._embedders[k] for k in which]
+        built = [embedder for embedder in chosen if not isinstance(embedder, EmbedderError)]
+        made = embed_block(block, built, self._views)
+        with self._counting:
+            for k in which:
+                if not isinstance(self._embedders[k], EmbedderError):
+                    self._passes[k] += self._views * len(block.ok)
+        found = iter(zip(made.features, made.seconds, strict=True))
+        every = [(one, 0.0) if isinstance(one, EmbedderError) else next(found) for one in chosen]
+        return replace(made, features=[features for features, _ in every], seconds=[took for _, took in every])
 
     def counted(self) -> list[int]:
         """Patches that went through each embedder here, every view counted."""
-        return [embedder.embedded for embedder in self._embedders]
+        return list(self._passes)
+
+
+def _built(recipe: Recipe, batching: Batching) -> Embedder | EmbedderError:
+    try:
+        return recipe.build(batching)
+    except EmbedderError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - anybody's network, a full GPU among it
+        return EmbedderError(f"{recipe.spec.name} cannot be built ({type(error).__name__}: {error})")
 
 
 class Writer:
@@ -80,6 +100,7 @@ class Writer:
     def __init__(self, uri: str) -> None:
         self._store = FeatureStore.open(uri)
         self._spaces: list[SpaceShape] = []
+        self._seconds: list[float] = []
         self._attempts: list[SlideWriter | EmbedderError | StoreError] = []
 
     def begin(self, survey: SlideSurvey, spaces: Sequence[SpaceShape]) -> None:
@@ -90,6 +111,7 @@ class Writer:
         """
         self.discard()
         self._spaces = list(spaces)
+        self._seconds = [0.0] * len(spaces)
         self._attempts = [self._start(survey, space) for space in spaces]
         errors = [attempt for attempt in self._attempts if isinstance(attempt, StoreError)]
         if len(errors) == len(spaces):
@@ -97,8 +119,9 @@ class Writer:
 
     def write(self, block: FeatureBlock) -> None:
         """Takes the features of a block, in the order of the spaces."""
-        for k, features in enumerate(block.features):
+        for k, (features, seconds) in enumerate(zip(block.features, block.seconds, strict=True)):
             attempt = self._attempts[k]
+            self._seconds[k] += seconds
             if isinstance(attempt, SlideWriter):
                 if isinstance(features, EmbedderError):
                     attempt.discard()
@@ -106,10 +129,19 @@ class Writer:
                 else:
                     attempt.write(block.start, features, block.ok)
 
-    def commit(self, made: dict[str, Any]) -> list[SpaceResult]:
-        """Commits the slide in every space that has not failed."""
+    def commit(self, made: dict[str, Any], batchings: Sequence[Batching]) -> list[SpaceResult]:
+        """Commits the slide in every space that has not failed.
+
+        Args:
+            made: provenance of all of them.
+            batchings: how the embedder of each space was run.
+        """
         attempts, self._attempts = self._attempts, []
-        return [_commit(space.key, attempt, made) for space, attempt in zip(self._spaces, attempts, strict=True)]
+        each = zip(self._spaces, attempts, batchings, self._seconds, strict=True)
+        return [
+            _commit(space.key, attempt, made | {"batching": asdict(batching), "embed_seconds": round(seconds, 6)})
+            for space, attempt, batching, seconds in each
+        ]
 
     def discard(self) -> None:
         """Removes the attempts that are under way."""
@@ -152,11 +184,14 @@ def remote_reader(waiting_blocks: int) -> Any:
     return ray.remote(num_cpus=0)(kind).remote()
 
 
-def remote_embedder(trunks: Any, batching: Batching, views: int) -> Any:
-    """Starts an embedder: on a CPU with a core a thread, on a GPU with the whole of it."""
-    gpu = batching.device == "cuda"
-    actor = ray.remote(num_gpus=1) if gpu else ray.remote(num_cpus=batching.threads)
-    return actor(Embed).remote(trunks, batching, views)
+def remote_embedder(recipes: Any, batchings: Sequence[Batching], views: int) -> Any:
+    """Starts an embedder: on a CPU with a core a thread, on a GPU with the whole of it.
+
+    A GPU gets two blocks at a time: while it computes on one, the processor unpacks the other and copies it there.
+    """
+    gpu = batchings[0].device == "cuda"
+    needs = {"num_gpus": 1, "max_concurrency": 2} if gpu else {"num_cpus": batchings[0].threads}
+    return ray.remote(Embed).options(**needs).remote(recipes, batchings, views)
 
 
 def remote_writer(uri: str) -> Any:

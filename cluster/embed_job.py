@@ -10,14 +10,16 @@ from cluster.actors import SpaceShape
 from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome
 from cluster.pipeline import Pipeline, Task
 from cluster.resources import ray_session
-from her2cache.backbones import Trunk
 from her2cache.cohort import Slide
-from her2cache.embedder import FeatureSpace
+from her2cache.embedder import FeatureSpace, Recipe
 from her2cache.errors import SlideError, StoreError
 from her2cache.ingest import ReadOptions, selection_changed
 from her2cache.slide import file_changed
 from her2cache.store.audit import retire
 from her2cache.store.reader import FeatureStore
+
+MPP_TOLERANCE = 0.3
+"""Beyond this ratio of scales an embedder is warned of."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class EmbedReport:
         passes: patches that went through each embedder, every view counted.
         segments_decoded: of all slides and levels.
         left_out: patches of the slides embedded now that were left out, by reason.
+        warnings: what is odd about what was asked for.
     """
 
     outcomes: list[SlideOutcome]
@@ -41,37 +44,44 @@ class EmbedReport:
     passes: list[int] = field(default_factory=list[int])
     segments_decoded: int = 0
     left_out: dict[str, int] = field(default_factory=dict[str, int])
+    warnings: list[str] = field(default_factory=list[str])
 
 
 def embed_slides(
     slides: Sequence[Slide],
-    trunks: Sequence[Trunk],
+    recipes: Sequence[Recipe],
     store: FeatureStore,
     reading: ReadOptions,
     options: EmbedOptions,
     watch: Callable[[Progress], None] = lambda _: None,
     *,
     views: int = 1,
+    precision: str = "auto",
 ) -> EmbedReport:
     """Embeds every slide that a store lacks.
 
     Args:
         slides: which.
-        trunks: the embedders; each makes a feature space of its own.
+        recipes: the embedders; each makes a feature space of its own.
         store: where features go.
         reading: patches, thresholds, tolerances.
         options: of the job.
         watch: called whenever counts change.
         views: of each patch: itself, and views - 1 augmented ones.
+        precision: of the products on a GPU, see `batching.fixed_batching`.
 
     Returns:
         What became of each slide. A bad slide is a "failed" outcome with a record in the store, never an
         exception.
     """
-    spaces = [FeatureSpace(reading.patch, reading.tissue, trunk.spec, views) for trunk in trunks]
-    keys = [store.add_space(space, weights=trunk.source) for space, trunk in zip(spaces, trunks, strict=True)]
+    spaces = [FeatureSpace(reading.patch, reading.tissue, recipe.spec, views) for recipe in recipes]
+    keys = [
+        store.add_space(space, weights=recipe.source, card=recipe.card)
+        for space, recipe in zip(spaces, recipes, strict=True)
+    ]
+    warnings = scale_warnings(recipes, reading.patch.mpp)
     there = [set(store.slides(key)) for key in keys]
-    once = [k for k, key in enumerate(keys) if keys.index(key) == k]  # one trunk may be asked for by two names
+    once = [k for k, key in enumerate(keys) if keys.index(key) == k]  # one embedder may be asked for by two names
     outcomes: dict[str, SlideOutcome] = {}
     todo: list[Task] = []
     for slide in slides:
@@ -92,10 +102,10 @@ def embed_slides(
         if which:
             todo.append(Task(slide, which))
     if not todo:
-        return EmbedReport([outcomes[s.slide_id] for s in slides], keys)
+        return EmbedReport([outcomes[s.slide_id] for s in slides], keys, warnings=warnings)
     shapes = [SpaceShape(s.key, s.embedder.dim, s.views, s.dtype) for s in spaces]
     with ray_session(options.address):
-        job = Pipeline(todo, trunks, shapes, store, reading, options, watch)
+        job = Pipeline(todo, recipes, shapes, store, reading, options, watch, precision)
         outcomes |= {outcome.slide_id: outcome for outcome in job.run()}
     return EmbedReport(
         outcomes=[outcomes[s.slide_id] for s in slides],
@@ -105,7 +115,29 @@ def embed_slides(
         passes=job.passes,
         segments_decoded=job.segments_decoded,
         left_out=job.left_out,
+        warnings=warnings,
     )
+
+
+def scale_warnings(recipes: Sequence[Recipe], mpp: float) -> list[str]:
+    """A line for each embedder that was trained at quite another scale than the patches it is given.
+
+    Args:
+        recipes: the embedders.
+        mpp: of the patches, um/px.
+    """
+    found: list[str] = []
+    for recipe in recipes:
+        if recipe.card is None:
+            continue
+        known = recipe.card.source_mpp
+        if max(known, mpp) / min(known, mpp) > 1 + MPP_TOLERANCE:
+            side, times = ("larger", known / mpp) if known > mpp else ("smaller", mpp / known)
+            found.append(
+                f"{recipe.spec.name} was trained on patches of {known:g} um/px and is given {mpp:g}: nuclei are"
+                f" {times:.1f} times {side} than those it knows; --mpp {known:g} would match"
+            )
+    return found
 
 
 def _change(slide: Slide, committed: Mapping[str, Any]) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cluster.embed_job import EmbedReport, embed_slides
 from cluster.job import EmbedOptions
-from her2cache.backbones import Trunk, load_trunk
+from her2cache.backbones.registry import load_recipe
 from her2cache.cohort import Slide
-from her2cache.errors import WeightsMismatchError
+from her2cache.embedder import Recipe
+from her2cache.errors import StoreError, WeightsMismatchError
 from her2cache.ingest import ReadOptions
 from her2cache.store.reader import FeatureStore, SpaceInfo
 from her2cache.store.schema import CommitRecord
@@ -32,11 +34,26 @@ def embed_more(
         WeightsMismatchError: the weights at hand are not those of the space.
         EmbedderError: the weights are not at hand.
     """
-    trunk, reading = inputs_of(space)
-    return embed_slides(slides, [trunk], store, reading, options or EmbedOptions(), views=space.views)
+    recipe, reading = inputs_of(space)
+    options = options or EmbedOptions()
+    precision = precision_of(store, space)
+    return embed_slides(slides, [recipe], store, reading, options, views=space.views, precision=precision)
 
 
-def inputs_of(space: SpaceInfo) -> tuple[Trunk, ReadOptions]:
+def precision_of(store: FeatureStore, space: SpaceInfo) -> str:
+    """What to ask for so that new features are computed as those are that a space has: "auto" or "float32".
+
+    Those of a GPU that were computed in float32 were asked for so; those of a processor always are.
+    """
+    for slide_id in store.slides(space.key):
+        with suppress(StoreError):  # a damaged record; another one says it, too
+            batching = store.record(slide_id, space.key).made.get("batching", {})
+            on_gpu = batching.get("device") == "cuda"
+            return "float32" if on_gpu and batching.get("precision", "float32") == "float32" else "auto"
+    return "auto"
+
+
+def inputs_of(space: SpaceInfo) -> tuple[Recipe, ReadOptions]:
     """The embedder and the reading that a space was made with.
 
     Raises:
@@ -45,14 +62,14 @@ def inputs_of(space: SpaceInfo) -> tuple[Trunk, ReadOptions]:
     """
     patch = PatchSpec(**space.document["patch"])
     request = space.name if space.weights is None else f"{space.name}={space.weights}"
-    trunk = load_trunk(request, patch.patch_px)
+    recipe = load_recipe(request, patch.patch_px)
     expected = space.document["embedder"]["weights_sha256"]
-    if trunk.spec.weights_sha256 != expected:
+    if recipe.spec.weights_sha256 != expected:
         raise WeightsMismatchError(
-            f"{request} holds weights {trunk.spec.weights_sha256[:12]}, space {space.key[:12]} was made with"
+            f"{request} holds weights {recipe.spec.weights_sha256[:12]}, space {space.key[:12]} was made with"
             f" {expected[:12]}: the file was replaced; put the old one back, or embed the slide with `her2cache embed`"
         )
-    return trunk, ReadOptions(patch=patch, tissue=TissueSettings(**space.document["tissue"]))
+    return recipe, ReadOptions(patch=patch, tissue=TissueSettings(**space.document["tissue"]))
 
 
 def slide_of(record: CommitRecord) -> Slide:

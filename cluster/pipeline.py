@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -30,9 +30,10 @@ from ray.exceptions import (
 from cluster.actors import SpaceResult, SpaceShape, remote_embedder, remote_reader, remote_writer
 from cluster.batching import fixed_batching
 from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome
-from her2cache.backbones import Trunk, best_device
+from her2cache.backbones.device import best_device
 from her2cache.cohort import Slide
-from her2cache.errors import Her2CacheError, SlideError, StoreError
+from her2cache.embedder import Recipe
+from her2cache.errors import EmbedderError, Her2CacheError, SlideError, StoreError
 from her2cache.ingest import ReadOptions, ReadSummary, SlideSurvey
 from her2cache.store.reader import FeatureStore
 from her2cache.store.schema import FailureRecord
@@ -100,12 +101,13 @@ class Pipeline:
     def __init__(
         self,
         tasks: Sequence[Task],
-        trunks: Sequence[Trunk],
+        recipes: Sequence[Recipe],
         spaces: Sequence[SpaceShape],
         store: FeatureStore,
         reading: ReadOptions,
         options: EmbedOptions,
         watch: Callable[[Progress], None],
+        precision: str = "auto",
     ) -> None:
         self._tasks = tasks
         self._queue = deque(tasks)
@@ -123,19 +125,21 @@ class Pipeline:
 
         device = best_device()
         self._count = count = max(1, int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 1)))
-        self._batching = fixed_batching(reading.patch.patch_px, device)
-        batch_bytes = self._batching.batch * reading.patch.patch_px**2 * 3
+        patch_px = reading.patch.patch_px
+        self._batchings = [fixed_batching(max(patch_px, r.spec.input_px), device, precision) for r in recipes]
+        batch = fixed_batching(patch_px, device).batch  # the largest of them, and all others divide it
+        batch_bytes = batch * patch_px**2 * 3
         batches = max(1, BLOCK_BYTES // batch_bytes)
-        self._reading = replace(reading, block=batches * self._batching.batch)
+        self._reading = replace(reading, block=batches * batch)
         block_bytes = batches * batch_bytes
         self._budget = max(2, min(BLOCKS_PER_EMBEDDER * count, IN_FLIGHT_BYTES // block_bytes))  # blocks
         self._ahead = max(1, min(4, IN_FLIGHT_BYTES // 4 // block_bytes))  # blocks a reader may be ahead
 
-        self._kinds = len(trunks)
-        self._trunks = ray.put(list(trunks))
+        self._kinds = len(recipes)
+        self._recipes = ray.put(list(recipes))
         self._embedders: list[Any] = []
         self._lanes: list[_Lane] = []
-        self._made: dict[str, Any] = {"batching": asdict(self._batching)}
+        self._made: dict[str, Any] = {}
 
     def run(self) -> list[SlideOutcome]:
         """Works until every slide is done or given up; returns an outcome a slide."""
@@ -145,7 +149,7 @@ class Pipeline:
                 _Lane(self._new_reader(), self._new_writer())
                 for _ in range(min(len(self._tasks), 2 + -(-self._count // 2)))  # some wait for the disk
             ]
-            self._made |= self._provenance()
+            self._made = self._provenance()
             started = time.perf_counter()
             while not self._stopped and self._step():
                 self._watch(self.progress)
@@ -166,7 +170,13 @@ class Pipeline:
             with suppress(*_LOST):
                 return cast(dict[str, Any], ray.get(self._embedders[0].ready.remote()))
             self._embedders[0] = self._new_embedder()
-        return cast(dict[str, Any], ray.get(self._embedders[0].ready.remote()))
+        try:
+            return cast(dict[str, Any], ray.get(self._embedders[0].ready.remote()))
+        except _LOST as error:
+            raise EmbedderError(
+                f"the embedders do not start ({_last_line(error)}): a package is missing where Ray runs them, or memory"
+                " is short; install the same packages on every machine"
+            ) from error
 
     def _counted(self) -> list[int]:
         """What each embedder counted, over all actors that still answer."""
@@ -223,7 +233,9 @@ class Pipeline:
         if lane.drained and not lane.pending:
             assert lane.summary is not None  # a stream that ends without one raises
             seen = {"left_out": _left_out(lane.summary), "colour": lane.summary.colour}
-            lane.committing = lane.writer.commit.remote(self._made | {"at": _now(), **seen})
+            assert lane.task is not None
+            batchings = [self._batchings[k] for k in lane.task.which]
+            lane.committing = lane.writer.commit.remote(self._made | {"at": _now(), **seen}, batchings)
 
     def _begin(self, lane: _Lane, task: Task) -> None:
         """Hands a slide to a lane, unless another job has done it meanwhile."""
@@ -325,7 +337,7 @@ class Pipeline:
         return remote_reader(self._ahead)
 
     def _new_embedder(self) -> Any:
-        return remote_embedder(self._trunks, self._batching, self._spaces[0].views)
+        return remote_embedder(self._recipes, self._batchings, self._spaces[0].views)
 
     def _new_writer(self) -> Any:
         return remote_writer(self._store.uri)
@@ -372,6 +384,12 @@ def _say(left_out: Mapping[str, int]) -> str:
 def _reason(error: BaseException) -> str:
     """What an error says; the name of one that we did not foresee says more than its message."""
     return str(error) if isinstance(error, Her2CacheError) else f"not expected: {type(error).__name__}: {error}"
+
+
+def _last_line(error: BaseException) -> str:
+    """Of a traceback that Ray brought home: what was raised there."""
+    lines = _COLOUR.sub("", str(error)).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _now() -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import TissueSettings
 from her2cache.units import PatchBatch
+from her2cache.weights import WeightsCard
 
 SCHEMA = 1
 """Version of the store's layout; part of every space key."""
@@ -23,16 +24,34 @@ RANDOM = "alexnet-random"
 
 
 @dataclass(frozen=True)
+class Resize:
+    """How patches come to the side of an embedder's input: they are scaled, rounded to whole grey levels, and cut.
+
+    Attributes:
+        side: that a patch is scaled to, px.
+        crop: side of its centre, which the network sees, px.
+        interpolation: "nearest", "bilinear" or "bicubic".
+        antialias: whether the filter widens as a patch is made smaller.
+    """
+
+    side: int
+    crop: int
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+
+@dataclass(frozen=True)
 class EmbedderSpec:
     """A frozen network, described by what changes its numbers.
 
     Attributes:
         name: for people, e.g. "alexnet-imagenet".
         dim: length of a feature vector.
-        input_px: side of the patches it takes, px.
+        input_px: side of what the network sees, px.
         mean, std: normalisation of RGB in 0 to 1, a number a channel.
         weights_sha256: digest over the sorted tensors of the trunk, whatever file they came from.
         revision: raised by hand when the code changes its numbers.
+        resize: how patches of another side come to input_px; None where they have it already.
     """
 
     name: str
@@ -42,6 +61,7 @@ class EmbedderSpec:
     std: tuple[float, float, float]
     weights_sha256: str
     revision: int = 1
+    resize: Resize | None = None
 
 
 @dataclass(frozen=True)
@@ -53,12 +73,14 @@ class Batching:
         threads: torch threads.
         memory_format: of weights and input, a name in torch: "channels_last" or "contiguous_format".
         device: "cpu" or "cuda".
+        precision: of the products: "float32", or "float16" (torch's autocast), which is for GPUs.
     """
 
     batch: int = 64
     threads: int = 1
     memory_format: str = "channels_last"
     device: str = "cpu"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -106,11 +128,39 @@ class Embedder(Protocol):
         """Features of patches.
 
         Args:
-            patches: uint8 (n, input_px, input_px, 3).
+            patches: uint8 (n, patch_px, patch_px, 3), read-only between processes. One whose network sees another
+                side than patch_px brings them to it itself.
             noise: added to the normalised tensor, float32 (n, 3, input_px, input_px).
 
         Returns:
             float32 (n, dim).
+        """
+        ...
+
+
+class Recipe(Protocol):
+    """An embedder as data: it pickles to whatever process has the device, and is built there."""
+
+    @property
+    def spec(self) -> EmbedderSpec:
+        """What it is."""
+        ...
+
+    @property
+    def source(self) -> str | None:
+        """What to give as WEIGHTS to load it again; None where its name alone is enough."""
+        ...
+
+    @property
+    def card(self) -> WeightsCard | None:
+        """What the weights file says of itself; None where there is no file, or it says nothing."""
+        ...
+
+    def build(self, batching: Batching) -> Embedder:
+        """The embedder, ready to run as it is told.
+
+        Raises:
+            EmbedderError: it cannot be had here.
         """
         ...
 
@@ -128,9 +178,11 @@ class FeatureSpace:
 
     def document(self) -> dict[str, Any]:
         """The JSON document that the key is the digest of."""
-        document = asdict(self) | {"schema": SCHEMA}
+        document: dict[str, Any] = asdict(self) | {"schema": SCHEMA}
         if self.views == 1:
             del document["augmentation"]  # view 0 is the patch itself
+        if self.embedder.resize is None:
+            del document["embedder"]["resize"]  # the spaces of before it was thought of keep their keys
         return document
 
     @property

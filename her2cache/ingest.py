@@ -5,7 +5,7 @@ The cluster runs each in an actor of its own; run one after the other they are t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -91,11 +91,13 @@ class FeatureBlock:
     Attributes:
         start, ok: as in the block of patches.
         features: one float16 (views, n, dim) an embedder, or why that embedder has none.
+        seconds: that each embedder took.
     """
 
     start: int
     ok: NDArray[np.bool_]
     features: list[NDArray[np.float16] | EmbedderError]
+    seconds: list[float]
 
 
 @dataclass(frozen=True)
@@ -273,36 +275,52 @@ def embed_block(
         views: view 0 is the patch, the others are augmented.
         augmentation: ranges of these.
     """
-    exact = [np.empty((views, len(block.ok), embedder.spec.dim), np.float32) for embedder in embedders]
+    from her2cache.backbones.sharing import embed_with_each  # torch, which readers do without
+
+    sides = {embedder.spec.input_px for embedder in embedders}
+    stored: list[NDArray[np.float16] | EmbedderError] = [
+        np.empty((views, len(block.ok), embedder.spec.dim), np.float16) for embedder in embedders
+    ]
+    seconds = [0.0] * len(embedders)
     for view in range(views):
-        pixels, noise = _view(block, view, augmentation or Augmentation())
-        for features, embedder in zip(exact, embedders, strict=True):
-            features[view] = embedder.embed(pixels, noise)
-    stored = [_store(features, block.ok, embedder) for features, embedder in zip(exact, embedders, strict=True)]
-    return FeatureBlock(block.start, block.ok, stored)
+        pixels, noises = _view(block, view, augmentation or Augmentation(), sides)
+        for k, (features, took) in enumerate(embed_with_each(embedders, pixels, noises)):
+            stored[k] = _stored(stored[k], view, features, block.ok, embedders[k].spec.name)
+            seconds[k] += took
+    return FeatureBlock(block.start, block.ok, stored, seconds)
 
 
-def _view(block: PatchBlock, view: int, augmentation: Augmentation) -> tuple[PatchBatch, NDArray[np.float32] | None]:
-    """The patches of a view, and the noise that goes on top of their normalised tensor."""
+def _view(
+    block: PatchBlock, view: int, augmentation: Augmentation, sides: Set[int]
+) -> tuple[PatchBatch, dict[int, NDArray[np.float32]]]:
+    """The patches of a view, and the noise that goes on top of their normalised tensor, by the tensor's side."""
     if view == 0:
-        return block.patches, None
+        return block.patches, {}
     from her2cache.augment import augment, draw_views, gaussian_noise  # torch, which readers do without
 
-    side = block.patches.shape[1]
-    draws = draw_views(augmentation, block.slide_id, block.coords, view, side)
-    return augment(block.patches, draws, augmentation), gaussian_noise(draws, side, augmentation)
+    draws = draw_views(augmentation, block.slide_id, block.coords, view, block.patches.shape[1])
+    noises = {side: gaussian_noise(draws, side, augmentation) for side in sides}
+    return augment(block.patches, draws, augmentation), noises
 
 
-def _store(
-    exact: NDArray[np.float32], ok: NDArray[np.bool_], embedder: Embedder
+def _stored(
+    stored: NDArray[np.float16] | EmbedderError,
+    view: int,
+    features: NDArray[np.float32] | EmbedderError,
+    ok: NDArray[np.bool_],
+    name: str,
 ) -> NDArray[np.float16] | EmbedderError:
-    """Features (views, n, dim) as they are stored, or why they cannot be."""
-    with np.errstate(over="ignore"):
-        stored = exact.astype(np.float16)
-    if np.isfinite(stored[:, ok]).all():
+    """What is stored of a block, (views, n, dim), once it has a view's features; or why there can be nothing."""
+    if isinstance(stored, EmbedderError):
         return stored
-    largest = np.abs(exact[:, ok]).max()
+    if isinstance(features, EmbedderError):
+        return features
+    with np.errstate(over="ignore"):
+        stored[view] = features
+    if np.isfinite(stored[view, ok]).all():
+        return stored
+    largest = np.abs(features[ok]).max()
     return EmbedderError(
-        f"{embedder.spec.name} gives features up to {largest:.3g}, which float16 cannot hold: its weights"
-        " or its normalisation are wrong, or it needs another dtype"
+        f"{name} gives features up to {largest:.3g}, which float16 cannot hold: its weights or its normalisation are"
+        " wrong; or, where it ran on a GPU, its layers need --precision float32"
     )

@@ -26,6 +26,8 @@ from trainers.results import write_csv
 from trainers.selection import Candidate, select
 from trainers.splits import Splits, write_nested_splits
 from trainers.study import Study
+from trainers.table1 import FILE as TABLE1
+from trainers.table1 import write_table1
 from trainers.tables import AssessedRun, result_files, write_runs
 
 
@@ -66,7 +68,8 @@ def conclude_sweep(study: Study, runs: Sequence[Run], out: Path) -> dict[str, Pa
             files.add(tested)
     with whole(out / "baselines.csv") as partial:
         write_csv(partial, _baseline_rows(study))
-    return {name: out / name for name in names} | write_report(out)
+    cards = {embedder: study.pooled_space(embedder).card for embedder in study.embedders}
+    return {name: out / name for name in names} | {TABLE1: write_table1(cards, out)} | write_report(out)
 
 
 def _test(study: Study, candidates: Sequence[Candidate], checkpoints: Path) -> Iterator[AssessedRun]:

@@ -11,7 +11,7 @@ from her2cache.cohort import Slide, read_cohort
 from her2cache.embedder import RANDOM, random_name
 from her2cache.errors import CohortError, ConfigError, StoreError
 from her2cache.store.reader import FeatureStore, SpaceInfo
-from trainers.config import DataSection, Experiment
+from trainers.config import DataSection, Experiment, SplitsSection
 from trainers.features import SlideFeatures, prefix, stored_features
 from trainers.overlap import Overlap, are_choices, gravest, least, overlap, seen_test_cases, sentence
 from trainers.plan import FitPlan
@@ -201,7 +201,7 @@ def open_study(experiment: Experiment, *, allow_overlap: bool = False) -> Study:
     for space in spaces.values():
         counts = {s.slide_id: store.record(s.slide_id, space.key).n_patches for s in used}
         BagSampler(counts, bags.size, seed=0, allow_replacement=bags.allow_replacement)
-    splits, nested = split_cohort(slides, experiment, {s.slide_id for s in used})
+    splits, nested = split_cohort(slides, experiment.classification, experiment.splits, {s.slide_id for s in used})
     study = Study(experiment, spaces, seeds, splits, nested, left_out, choices=choices, allow_overlap=allow_overlap)
     if not allow_overlap:
         _require_unseen_test_cases(study)
@@ -209,20 +209,20 @@ def open_study(experiment: Experiment, *, allow_overlap: bool = False) -> Study:
 
 
 def split_cohort(
-    slides: Sequence[Slide], experiment: Experiment, used: Collection[str] | None = None
+    slides: Sequence[Slide], task: Task, settings: SplitsSection, used: Collection[str] | None = None
 ) -> tuple[Splits, tuple[Splits, ...]]:
     """Test set with folds, and outer folds, of an experiment: dealt over all labelled slides of the cohort.
 
     Args:
         slides: of the experiment's stain, labelled or not.
-        experiment: its sections [splits] and [task].
+        task: of the experiment.
+        settings: the same.
         used: ids of the slides that take part; the others are taken out once all are dealt. A splits file need not
             name them. None takes every labelled one.
 
     Raises:
         CohortError, TrainingError: see `trainers.splits`.
     """
-    task, settings = experiment.classification, experiment.splits
     labelled = [s for s in slides if s.her2_score is not None and task.label(s.her2_score, s.ish) is not None]
     there = [s for s in labelled if used is None or s.slide_id in used]
     dealt = make_splits(labelled if settings.file is None else there, task, settings)

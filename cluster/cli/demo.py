@@ -9,12 +9,15 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
+from cluster.cli.bars import bar
 from cluster.cli.files import SWEEP_FILES
 from cluster.cli.output import Item, Outcome, err
 from cluster.cli.verb import verb
 
 _WHAT = {
     "cohort.csv": "the slides, their cases and scores",
+    "pcam": "synthetic patches in PatchCamelyon's format",
+    "weights": "alexnet-pcam and alexnet-ihc, as trained here",
     "store": "features, a Zarr group a slide and embedder",
     **SWEEP_FILES,
     "scores.csv": "Monte-Carlo scores of the test slides",
@@ -47,24 +50,36 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
     from cluster import demo as steps
     from cluster.resources import ray_session
     from trainers.report import table
+    from trainers.results import read_csv
+    from trainers.table1 import FILE as TABLE1
+    from trainers.table1 import table1_lines
 
-    say = _Steps(5)
-    with say.step("embedders"):
-        trunks, missing = steps.demo_trunks(imagenet, offline=offline)
+    say = _Steps(8)
+    with say.step("embedders that need no training"):
+        recipes, missing = steps.ready_made(imagenet, offline=offline)
     if missing:
         say.note(f"without alexnet-imagenet: {missing}")
-    with say.bar("synthetic slides", "slides of cases") as bar:
-        cohort = steps.make_cohort(out, size, bar)
+    with say.bar("synthetic slides", "slides of cases") as watch:
+        cohort = steps.make_cohort(out, size, watch)
+    with say.bar("synthetic PatchCamelyon", "patches") as watch:
+        pcam = steps.make_pcam(out, size, watch)
+    names = [*(recipe.spec.name for recipe in recipes), "alexnet-pcam", "alexnet-ihc"]
+    experiment = steps.write_experiment(out, names, size)
     with ray_session():
-        with say.bar("patches through every embedder", "patches") as bar:
+        with say.bar("alexnet-pcam, trained on it", "epochs") as watch:
+            recipes.append(steps.train_pcam(out, size, pcam, watch))
+        with say.bar("alexnet-ihc, trained on the IHC slides", "epochs") as watch:
+            recipes.append(steps.train_ihc(out, size, cohort, experiment, watch))
+        with say.bar("patches through every embedder", "patches") as watch:
             embedded = steps.embed_cohort(
-                cohort, out / "store", trunks, lambda p: bar(p.written_patches, p.planned_patches)
+                cohort, out / "store", recipes, lambda p: watch(p.written_patches, p.planned_patches)
             )
-        with say.bar("sweep", "epochs of fits") as bar:
-            swept = steps.run_demo_sweep(out, trunks, size, lambda p: bar(p.epochs_done, p.epochs))
+        with say.bar("sweep", "epochs of fits") as watch:
+            swept = steps.run_demo_sweep(out, experiment, lambda p: watch(p.epochs_done, p.epochs))
     with say.step("scores and heatmap of the test slides"):
         scored = steps.score_test_slides(out)
-    files = {"cohort.csv": cohort, "store": out / "store", **swept.written, **scored.files}
+    folders = {name: out / name for name in ("pcam", "weights", "store")}
+    files = {"cohort.csv": cohort, **folders, **swept.written, **scored.files}
 
     def place(path: Path) -> str:
         return str(path.absolute().relative_to(out.absolute()))
@@ -75,10 +90,13 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
         extra={"patches": embedded.patches, "left_out": swept.left_out, "without": missing},
         summary=[
             "",
+            *table1_lines(read_csv(out / "sweep", TABLE1)),
+            "",
             table(out / "sweep"),
             "",
             "The cohort is synthetic and the link between score and morphology was put in: ranks of embedders",
             "here say nothing about real tissue.",
+            *(f"[yellow]note[/] {escape(w)}" for w in swept.warnings),
             *([f"This run is without alexnet-imagenet: {escape(missing)}"] if missing else []),
             "",
             f"Files, all under {out}:",
@@ -110,9 +128,5 @@ class _Steps:
 
     @contextmanager
     def bar(self, name: str, unit: str) -> Generator[Callable[[int, int], None]]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
-        with self.step(name), Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-            task = bar.add_task(name, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        with self.step(name), bar(name, unit) as watch:
+            yield watch

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     required=True,
     multiple=True,
     metavar="NAME[=WEIGHTS]",
-    help="May be given several times.",
+    help="May be given several times; `her2cache embedders` lists them.",
 )
 @reading_options
 @click.option(
@@ -53,6 +53,13 @@ if TYPE_CHECKING:
 @click.option(
     "--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True, help="Go on, or stop at once."
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32"]),
+    default="auto",
+    show_default=True,
+    help="auto: products in float16 on a GPU, float32 on a processor.",
+)
 @click.option("--replace", is_flag=True, help="Embed anew the slides whose file changed since they were embedded.")
 @click.option("--address", default="local", show_default=True, help="Ray: local, auto or HOST:PORT.")
 @verb
@@ -64,18 +71,19 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
     from cluster.cli.inputs import slides_of
     from cluster.embed_job import embed_slides
     from cluster.job import EmbedOptions
-    from her2cache.backbones import load_trunk
+    from her2cache.backbones.registry import load_recipe
     from her2cache.store.reader import FeatureStore
 
     slides = slides_of(inputs, options["stain"])
     reading = read_options(options, max_bad_patches=options["max_bad_patches"])
-    trunks = [load_trunk(request, reading.patch.patch_px) for request in dict.fromkeys(embedders)]
+    recipes = [load_recipe(request, reading.patch.patch_px) for request in dict.fromkeys(embedders)]
     job = EmbedOptions(options["max_attempts"], options["on_error"], options["address"], options["replace"])
     opened = FeatureStore.create(store)
     with EmbedBar(len(slides)) as bar:
-        report = embed_slides(slides, trunks, opened, reading, job, bar, views=options["views"])
-    names = [trunk.spec.name for trunk in trunks]
-    if len(set(names)) < len(names):  # the same kind of trunk with several weights
+        views, precision = options["views"], options["precision"]
+        report = embed_slides(slides, recipes, opened, reading, job, bar, views=views, precision=precision)
+    names = [recipe.spec.name for recipe in recipes]
+    if len(set(names)) < len(names):  # the same kind of embedder with several weights
         names = list(dict.fromkeys(embedders))
     return Outcome(
         items=[Item(o.slide_id, o.status, o.reason) for o in report.outcomes],
@@ -87,6 +95,7 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
             "segments_decoded": report.segments_decoded,
             "left_out": report.left_out,
             "seconds": round(report.seconds, 3),
+            "warnings": report.warnings,
         },
         summary=summarise(report, names, opened.uri),
     )
@@ -113,6 +122,7 @@ def summarise(report: EmbedReport, names: list[str], store: str) -> list[str]:
         lines.append(
             f"{count_of(count['failed'], 'slide')} failed; the reasons follow, and are kept in {escape(store)}/failures"
         )
+    lines += [f"[yellow]warning[/] {escape(line)}" for line in report.warnings]
     lines += [f"  {name}  space {key[:12]}" for name, key in zip(names, report.space_keys, strict=True)]
     return [*lines, f"store {escape(store)}"]
 

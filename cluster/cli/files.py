@@ -15,6 +15,7 @@ SWEEP_FILES = {
     "results.parquet": "metrics, a row a tested run",
     "predictions.parquet": "a row a test bag",
     "nested.csv": "the headline: every case tested once, pooled",
+    "table1.csv": "the paper's Table 1: how well the embedders' networks do their source tasks",
     "table2.csv": "the paper's Table 2, and beside it slides and cases",
     "metrics.csv": "every metric at every level",
     "comparison.csv": "embedders against the best, paired bootstrap of cases",

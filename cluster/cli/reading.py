@@ -14,11 +14,22 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option(
-        "--stain", type=click.Choice(["HE", "IHC"]), default="HE", show_default=True, help="Slides and tissue preset."
-    ),
-    click.option("--mpp", default=0.5, show_default=True, type=click.FloatRange(0.05, 10), help="Target scale, um/px."),
+_STAIN = click.option(
+    "--stain", type=click.Choice(["HE", "IHC"]), default="HE", show_default=True, help="Slides and tissue preset."
+)
+_MPP = click.option(
+    "--mpp", default=0.5, show_default=True, type=click.FloatRange(0.05, 10), help="Target scale, um/px."
+)
+_SCALES = click.option(
+    "--mpp",
+    "scales",
+    default=(0.5,),
+    show_default=True,
+    multiple=True,
+    type=click.FloatRange(0.05, 10),
+    help="Target scale, um/px; may be given several times.",
+)
+_OTHERS = (
     click.option(
         "--patch-px",
         default=96,
@@ -50,7 +61,16 @@ _OPTIONS = (
 
 def reading_options(command: F) -> F:
     """Adds --stain, --mpp, --patch-px and the others that say which patches are taken to a verb."""
-    for option in reversed(_OPTIONS):
+    return _with(command, (_STAIN, _MPP, *_OTHERS))
+
+
+def scales_options(command: F) -> F:
+    """The same with several scales, which the verb gets as `scales`."""
+    return _with(command, (_STAIN, _SCALES, *_OTHERS))
+
+
+def _with(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    for option in reversed(options):
         command = option(command)
     return command
 

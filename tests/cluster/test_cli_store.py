@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from cluster.cli.main import main
-from her2cache.backbones import load_trunk
+from her2cache.backbones.registry import load_recipe
 from her2cache.store.reader import FeatureStore
 from her2cache.store.schema import CommitRecord, attempt_path, commit_path
 from tests.slides import texture, write_slide
@@ -154,7 +154,7 @@ def test_a_slide_that_changed_is_noticed_and_replaced_on_request(folder: Path) -
 
 def test_several_embedders_and_views_share_one_decode(folder: Path) -> None:
     weights = folder / "half.pth"
-    tensors = load_trunk("alexnet-random", 96).tensors
+    tensors = load_recipe("alexnet-random", 96).tensors
     torch.save({name: torch.from_numpy(value * 0.5) for name, value in tensors.items()}, weights)
     store = folder / "other"
     slides = sorted(folder.glob("*.tif"))

@@ -23,9 +23,10 @@ from cluster import pipeline
 from cluster.actors import remote_reader
 from cluster.batching import fixed_batching
 from cluster.embed_job import EmbedReport, embed_slides
-from cluster.embed_more import slide_of
+from cluster.embed_more import precision_of, slide_of
 from cluster.job import EmbedOptions, Progress
-from her2cache.backbones import AlexNetEmbedder, Trunk, load_trunk
+from her2cache.backbones.alexnet import Trunk
+from her2cache.backbones.registry import load_recipe
 from her2cache.cohort import Slide
 from her2cache.embedder import FeatureSpace
 from her2cache.errors import SlideError
@@ -59,7 +60,7 @@ def time_limit() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trunk() -> Trunk:
-    return load_trunk("alexnet-random", 96)
+    return load_recipe("alexnet-random", 96)
 
 
 def scaled(trunk: Trunk, name: str, factor: float) -> Trunk:
@@ -121,7 +122,7 @@ def sequential_digest(slide: Slide, trunk: Trunk, folder: Path) -> str:
     store = FeatureStore.create(folder)
     key = store.add_space(FeatureSpace(READING.patch, READING.tissue, trunk.spec))
     batching = fixed_batching(96, "cpu")
-    embedder = AlexNetEmbedder(trunk, batching)
+    embedder = trunk.build(batching)
     writer: SlideWriter | None = None
     for item in read_slide(slide, replace(READING, block=batching.batch)):
         if isinstance(item, SlideSurvey):
@@ -160,7 +161,7 @@ class TestBytes:
     def test_real_slides_equal_the_sequential_path(self, data: Path, store: FeatureStore, tmp_path: Path) -> None:
         """Meanwhile nothing grows: blocks in the driver's books, bytes in Ray's object store, processes."""
         weights = data / "weights/alexnet_features_imagenet.pth"
-        trunk = load_trunk(f"alexnet-imagenet={weights}", 96)
+        trunk = load_recipe(f"alexnet-imagenet={weights}", 96)
         real = [as_slide(data / "slides" / name) for name in ("CMU-1-Small-Region.svs", "synthetic_cmu1.ndpi")]
         seen, processes = list[Progress](), set[int]()
         before = object_store_bytes()
@@ -182,7 +183,14 @@ class TestBytes:
         assert record.slide["path"] == str(real[0].path)
         assert (record.slide["width"], record.slide["height"]) == (2220, 2967)
         assert (record.slide["mpp"], record.slide["mpp_source"]) == (pytest.approx(0.499), "file")
-        assert record.made["batching"] == {"batch": 64, "threads": 1, "memory_format": "channels_last", "device": "cpu"}
+        assert record.made["batching"] == {
+            "batch": 64,
+            "threads": 1,
+            "memory_format": "channels_last",
+            "device": "cpu",
+            "precision": "float32",
+        }
+        assert 0 < record.made["embed_seconds"] < report.seconds
         assert record.made["versions"]["torch"]
         assert record.made["at"]
         patches = sum(outcome.patches for outcome in report.outcomes)
@@ -211,6 +219,31 @@ class TestBytes:
     def test_batches_are_fixed_and_bounded(self) -> None:
         assert [fixed_batching(px, "cpu").batch for px in (16, 96, 224, 512, 1024, 4096)] == [64, 64, 64, 32, 8, 1]
         assert [fixed_batching(px, "cuda").batch for px in (96, 224, 4096)] == [512, 128, 1]
+
+    def test_half_precision_is_for_gpus(self) -> None:
+        asked = [(device, precision) for device in ("cpu", "cuda") for precision in ("auto", "float32")]
+        found = [fixed_batching(96, device, precision).precision for device, precision in asked]
+        assert found == ["float32", "float32", "float16", "float32"]
+
+    @pytest.mark.parametrize(
+        ("batching", "precision"),
+        [
+            ({"device": "cuda", "precision": "float32"}, "float32"),
+            ({"device": "cuda", "precision": "float16"}, "auto"),
+            ({"device": "cuda"}, "float32"),  # written before there was a choice
+            ({"device": "cpu", "precision": "float32"}, "auto"),
+        ],
+    )
+    def test_more_slides_are_computed_as_those_before(
+        self, trunk: Trunk, store: FeatureStore, batching: dict[str, str], precision: str
+    ) -> None:
+        key = store.add_space(FeatureSpace(READING.patch, READING.tissue, trunk.spec))
+        space = store.find_space(key)
+        assert precision_of(store, space) == "auto"
+        writer = store.writer(SlideShape("s", key, np.zeros((1, 2), np.int32), 1, 1024, "float16", 96.0, {}))
+        writer.write(0, np.zeros((1, 1, 1024), np.float16), np.ones(1, np.bool_))
+        writer.commit({"batching": batching})
+        assert precision_of(store, space) == precision
 
 
 def object_store_bytes() -> int:

@@ -12,7 +12,7 @@ import pytest
 from cluster.demo import embed_cohort
 from cluster.resources import ray_session
 from cluster.sweep import SweepOptions, run_sweep
-from her2cache.backbones import load_trunk
+from her2cache.backbones.registry import load_recipe
 from her2cache.cohort import read_cohort, write_cohort
 from her2cache.synthetic.cohort import write_synthetic_cohort
 
@@ -50,7 +50,7 @@ def test_imagenet_features_tell_of_the_score_and_permuted_labels_do_not(data: Pa
     slides = read_cohort(table).with_stain("HE").slides
     assert len({s.case_id for s in slides}) == CASES
     with ray_session():
-        embed_cohort(table, tmp_path / "store", [load_trunk(f"alexnet-imagenet={weights}", 96)], lambda _: None)
+        embed_cohort(table, tmp_path / "store", [load_recipe(f"alexnet-imagenet={weights}", 96)], lambda _: None)
         truth = headline(tmp_path, "cohort/cohort.csv")
         dealt = np.random.default_rng(0).permutation([s.her2_score for s in slides]).tolist()
         permuted = [replace(s, her2_score=score) for s, score in zip(slides, dealt, strict=True)]

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from her2cache import embedder
-from her2cache.embedder import Augmentation, EmbedderSpec, FeatureSpace, canonical_json, tensors_sha256
+from her2cache.embedder import Augmentation, EmbedderSpec, FeatureSpace, Resize, canonical_json, tensors_sha256
 from her2cache.ingest import ReadOptions
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import PRESETS, THRESHOLDS
@@ -50,6 +50,9 @@ def _set(space: FeatureSpace, part: str | None, name: str, value: Any) -> Featur
 
 def _others(value: Any, bounds: tuple[float, float] | None = None) -> st.SearchStrategy[Any]:
     """Other values of the same kind."""
+    if value is None:  # a resize
+        sides, filters = st.integers(1, 999), st.sampled_from(["bilinear", "bicubic"])
+        return st.none() | st.builds(Resize, sides, sides, filters, st.booleans())
     if isinstance(value, bool):
         return st.booleans()
     if bounds is not None:
@@ -105,6 +108,14 @@ class TestKey:
     def test_is_pinned(self) -> None:
         """If this fails, every store out there has lost its features: raise SCHEMA, or undo the change."""
         assert SPACE.key == "1a5602132da2b5708ae010cd57714e339ef5bf852e2c6a0451945e17443ae21e"
+
+    @pytest.mark.parametrize(
+        "change", [{"side": 257}, {"crop": 192}, {"interpolation": "bicubic"}, {"antialias": False}]
+    )
+    def test_every_part_of_a_resize_counts(self, change: dict[str, Any]) -> None:
+        resize = Resize(256, 224)
+        one = _set(SPACE, "embedder", "resize", resize)
+        assert one.key != _set(SPACE, "embedder", "resize", dataclasses.replace(resize, **change)).key
 
     def test_survives_json(self) -> None:
         document = json.loads(json.dumps(SPACE.document()))

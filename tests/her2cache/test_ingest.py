@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.models import alexnet
 
-from her2cache.backbones import AlexNetEmbedder, Trunk, load_trunk
+from her2cache.backbones.alexnet import Trunk
+from her2cache.backbones.registry import load_recipe
 from her2cache.cohort import Slide
 from her2cache.embedder import Batching
 from her2cache.errors import DecodeError, EmbedderError, EmptyPlanError, MissingMppError, SlideError
@@ -63,7 +64,7 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def random_trunk() -> Trunk:
-    return load_trunk("alexnet-random", 64)
+    return load_recipe("alexnet-random", 64)
 
 
 # -- the slow reference ------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ class TestAgainstReference:
                 [_reference_patch(slide, xy, level, target_mpp, 96) for xy in reading.survey.coords[some]]
             )
         expected = _reference_features(pixels, weights)
-        embedder = AlexNetEmbedder(load_trunk(f"alexnet-imagenet={weights}", 96), Batching())
+        embedder = load_recipe(f"alexnet-imagenet={weights}", 96).build(Batching())
         features = embed_block(_block(reading.patches[some]), [embedder]).features[0]
         assert isinstance(features, np.ndarray)
         assert features.shape == (1, len(some), 1024)
@@ -352,7 +353,7 @@ def patches() -> PatchBatch:
 
 @pytest.fixture(scope="module")
 def embed(random_trunk: Trunk) -> Callable[[PatchBatch], NDArray[np.float16]]:
-    embedder = AlexNetEmbedder(random_trunk, Batching(batch=16))
+    embedder = random_trunk.build(Batching(batch=16))
 
     def embed(patches: PatchBatch) -> NDArray[np.float16]:
         features = embed_block(_block(patches), [embedder]).features[0]
@@ -385,8 +386,8 @@ class TestEmbedBlock:
         self, random_trunk: Trunk, patches: PatchBatch, value: float
     ) -> None:
         batching = Batching(batch=16)
-        good = AlexNetEmbedder(random_trunk, batching)
-        bad = AlexNetEmbedder(_with_last_bias(random_trunk, "too-large", value), batching)
+        good = random_trunk.build(batching)
+        bad = _with_last_bias(random_trunk, "too-large", value).build(batching)
         first, failed, last = embed_block(_block(patches), [good, bad, good]).features
         assert isinstance(failed, EmbedderError)
         assert str(failed).startswith("too-large gives features")

@@ -1,0 +1,1 @@
+"""Frozen embedders: the AlexNet trunks of the paper, networks of torchvision and timm, and third parties'."""

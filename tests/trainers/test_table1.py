@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from her2cache.weights import WeightsCard
+from trainers.table1 import add_to_table1, table1_lines, write_table1
+
+
+def card(task: str, auc: float) -> WeightsCard:
+    classes = ("normal", "tumour") if task == "pcam" else ("0", "1+", "2+", "3+")
+    return WeightsCard(
+        "alexnet", task, classes, 0.97, 96, (0.5,) * 3, (0.2,) * 3, "d" * 64,
+        {"accuracy": 0.77, "balanced_accuracy": 0.7, "auc_roc": auc, "n": 181},
+    )  # fmt: skip
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(encoding="utf-8")))
+
+
+def test_imagenet_is_cited_and_the_others_are_measured(tmp_path: Path) -> None:
+    cards = {"alexnet-random": None, "alexnet-imagenet": None, "alexnet-pcam": card("pcam", 0.89), "timm:vit": None}
+    rows = {row["embedder"]: row for row in read(write_table1(cards, tmp_path))}
+    assert rows["alexnet-imagenet"]["measured"].startswith("cited, not measured here: torchvision")
+    assert (rows["alexnet-imagenet"]["accuracy"], rows["alexnet-imagenet"]["auc_roc"]) == ("0.56522", "")
+    assert rows["alexnet-pcam"]["measured"] == "here"
+    assert (rows["alexnet-pcam"]["auc_roc"], rows["alexnet-pcam"]["n_test"]) == ("0.89", "181")
+    assert rows["alexnet-random"]["source_task"] == "none (random weights)"
+    assert rows["timm:vit"]["source_task"] == "of its makers"
+    assert {rows[name]["accuracy"] for name in ("alexnet-random", "timm:vit")} == {""}
+
+
+def test_the_cited_accuracy_is_what_torchvision_says() -> None:
+    from torchvision.models import AlexNet_Weights
+
+    from trainers.table1 import IMAGENET_ACCURACY
+
+    said = AlexNet_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    assert abs(IMAGENET_ACCURACY - said / 100) < 1e-9
+
+
+def test_a_row_is_added_and_replaced(tmp_path: Path) -> None:
+    add_to_table1("alexnet-pcam", card("pcam", 0.8), tmp_path)
+    add_to_table1("alexnet-ihc", card("ihc", 0.6), tmp_path)
+    path = add_to_table1("alexnet-pcam", card("pcam", 0.9), tmp_path)
+    rows = read(path)
+    assert [(row["embedder"], row["auc_roc"]) for row in rows] == [
+        ("alexnet-imagenet", ""),
+        ("alexnet-pcam", "0.9"),
+        ("alexnet-ihc", "0.6"),
+    ]
+    lines = table1_lines(rows)
+    assert [line.split()[-1] for line in lines] == ["AUC-ROC", "cited", "0.90", "0.60"]

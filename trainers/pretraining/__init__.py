@@ -1,0 +1,1 @@
+"""Training the AlexNets whose trunks become embedders, on the source tasks of the paper's Table 1."""
