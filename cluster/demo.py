@@ -40,12 +40,14 @@ class DemoSize:
         cases: of the cohort, an H&E and an IHC slide each.
         experiment: sections of the experiment file; a key that is left out has the paper's value.
         pcam: training patches of the synthetic PatchCamelyon.
+        ihc: patches of an IHC slide, at most.
         epochs: of either source task.
     """
 
     cases: int
     experiment: str
     pcam: int
+    ihc: int
     epochs: int
 
 
@@ -66,11 +68,12 @@ learning_rate = [1e-3, 1e-4]
 weight_decay = [1e-3, 1e-5]
 """
 
-SIZES = {"small": DemoSize(32, _SMALL, pcam=1600, epochs=5), "paper": DemoSize(52, "", pcam=16_384, epochs=40)}
+SIZES = {
+    "small": DemoSize(32, _SMALL, pcam=800, ihc=24, epochs=4),
+    "paper": DemoSize(52, "", pcam=16_384, ihc=7500, epochs=40),
+}
 
 PATCH_PX, IHC_PX = 96, 224
-_IHC_PATCHES = 500
-"""Of a slide, at most."""
 
 
 def ready_made(imagenet: Path | None, *, offline: bool) -> tuple[list[Recipe], str]:
@@ -108,7 +111,7 @@ def train_ihc(out: Path, size: str, table: Path, experiment: Path, watch: Callab
     held_out = held_out_cases(table, experiment)
     parts = part_slides(read_cohort(table).with_stain("IHC").slides, held_out.cases, seed=0)
     reading = ReadOptions(PatchSpec(patch_px=IHC_PX, stride_px=IHC_PX), preset("IHC"))
-    report = cut_slides(parts.slides, reading, _IHC_PATCHES, (out / "weights" / "ihc-patches").absolute())
+    report = cut_slides(parts.slides, reading, SIZES[size].ihc, (out / "weights" / "ihc-patches").absolute())
     return _train(out, size, "alexnet-ihc", partial(ihc_data, report.cut, parts, reading.patch.mpp), watch)
 
 

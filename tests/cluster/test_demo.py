@@ -14,9 +14,10 @@ from cluster import demo
 from cluster.cli.main import main
 from her2cache.errors import EmbedderError
 from her2cache.store.reader import FeatureStore
+from trainers.results import read_csv
 
 TINY = demo.DemoSize(
-    12,
+    16,
     """\
 [splits]
 folds = 2
@@ -33,6 +34,9 @@ epochs = 2
 learning_rate = [1e-3]
 weight_decay = [1e-3, 1e-5]
 """,
+    pcam=32,
+    ihc=6,
+    epochs=1,
 )
 
 
@@ -52,10 +56,16 @@ def test_it_goes_from_slides_to_a_heatmap_and_does_nothing_twice(
     with Image.open(said["outputs"]["heatmap.png"]) as picture:
         assert min(picture.size) > 300
     results = pq.read_table(said["outputs"]["results.parquet"]).to_pylist()
-    assert [row["fold"] for row in results] == [0, 1]
-    assert {row["embedder"] for row in results} == {"alexnet-random"}
+    embedders = ["alexnet-random", "alexnet-pcam", "alexnet-ihc"]
+    assert [(row["embedder"], row["fold"]) for row in results] == [(e, fold) for e in embedders for fold in (0, 1)]
     store = FeatureStore.open(tmp_path / "out" / "store")
-    assert len(store.slides(store.find_space("alexnet-random").key)) == 12
+    assert [len(store.slides(e)) for e in embedders] == [16] * 3
+    table1 = {row["embedder"]: row for row in read_csv(tmp_path / "out" / "sweep", "table1.csv")}
+    assert [table1[e]["measured"] for e in embedders] == ["", "here", "here"]
+    card = store.find_space("alexnet-ihc").card
+    splits = read_csv(tmp_path / "out" / "sweep", "splits.csv")
+    assert card is not None
+    assert not set(card.case_ids) & {row["case_id"] for row in splits if row["split"] == "test"}
 
     again = CliRunner().invoke(main, call)
     assert again.exit_code == 0, again.output
@@ -68,4 +78,4 @@ def test_it_goes_from_slides_to_a_heatmap_and_does_nothing_twice(
 
 def test_weights_that_were_named_must_be_weights(tmp_path: Path) -> None:
     with pytest.raises(EmbedderError, match="does not exist"):
-        demo.demo_trunks(tmp_path / "missing.pth", offline=True)
+        demo.ready_made(tmp_path / "missing.pth", offline=True)
