@@ -63,13 +63,13 @@ validation = 500
 test = 500
 
 [training]
-epochs = 8
+epochs = 6
 learning_rate = [1e-3, 1e-4]
 weight_decay = [1e-3, 1e-5]
 """
 
 SIZES = {
-    "small": DemoSize(32, _SMALL, pcam=800, ihc=24, epochs=4),
+    "small": DemoSize(32, _SMALL, pcam=480, ihc=16, epochs=3),
     "paper": DemoSize(52, "", pcam=16_384, ihc=7500, epochs=40),
 }
 

@@ -69,7 +69,7 @@ def sentence(embedder: str, found: str) -> str:
         return f"{embedder}: its weights have seen labels of test cases; its numbers are too good."
     if found == "validation":
         return (
-            f"{embedder}: its weights have seen labels of validation cases, whose losses are too good and choose epoch"
-            " and configuration worse; weights for each fold (pretrain --fold) mend that."
+            f"{embedder}: its weights have seen labels of validation cases, so losses there look too good and choose"
+            " epoch and configuration less well; weights for each fold mend that (pretrain ihc --fold)."
         )
     return ""

@@ -5,13 +5,17 @@ Numbers are of the test split of each source task, from the metadata of the weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
 from her2cache.weights import WeightsCard
 from trainers.files import whole
-from trainers.results import read_csv, write_csv
+from trainers.results import Row, read_csv, write_csv
 
 FILE = "table1.csv"
 
@@ -81,15 +85,28 @@ def _write(rows: list[dict[str, Any]], folder: Path) -> Path:
     return path
 
 
-def table1_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """For the terminal, in the paper's form."""
-    lines = [f"{'Source task':<24}{'Classes':>8}{'Accuracy':>10}{'AUC-ROC':>9}  "]
+def table1_table(rows: Sequence[Row]) -> Table:
+    """For the terminal, in the paper's form.
+
+    Args:
+        rows: of table1.csv.
+    """
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    shown.add_column("Source task")
+    for heading in ("Classes", "Accuracy", "AUC-ROC", "Test patches"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("")
     for row in rows:
-        accuracy, auc = (_number(row[key], form) for key, form in (("accuracy", "{:.0%}"), ("auc_roc", "{:.2f}")))
-        note = "  cited" if str(row["measured"]).startswith("cited") else ""
-        lines.append(f"{row['source_task']:<24}{row['classes'] or '-':>8}{accuracy:>10}{auc:>9}{note}")
-    return lines
+        shown.add_row(
+            escape(row["source_task"]),
+            row["classes"] or "-",
+            _number(row["accuracy"], "{:.0%}"),
+            _number(row["auc_roc"], "{:.2f}"),
+            _number(row["n_test"], "{:,.0f}"),
+            "cited" if row["measured"].startswith("cited") else "",
+        )
+    return shown
 
 
-def _number(value: Any, form: str) -> str:
-    return form.format(float(value)) if value not in {None, ""} else "-"
+def _number(cell: str, form: str) -> str:
+    return form.format(float(cell)) if cell else "-"

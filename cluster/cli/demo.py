@@ -52,7 +52,7 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
     from trainers.report import table
     from trainers.results import read_csv
     from trainers.table1 import FILE as TABLE1
-    from trainers.table1 import table1_lines
+    from trainers.table1 import table1_table
 
     say = _Steps(8)
     with say.step("embedders that need no training"):
@@ -90,7 +90,7 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
         extra={"patches": embedded.patches, "left_out": swept.left_out, "without": missing},
         summary=[
             "",
-            *table1_lines(read_csv(out / "sweep", TABLE1)),
+            table1_table(read_csv(out / "sweep", TABLE1)),
             "",
             table(out / "sweep"),
             "",

@@ -201,7 +201,7 @@ def _trained(
     """Trains, adds the row of Table 1, and tells."""
     from cluster.pretraining import train_network
     from trainers.results import read_csv
-    from trainers.table1 import FILE, add_to_table1, table1_lines
+    from trainers.table1 import FILE, add_to_table1, table1_table
 
     out = out.absolute()
     card, was_there = train_network(load, settings, out, init=init, watch=_say)
@@ -212,7 +212,7 @@ def _trained(
         extra={"metrics": dict(card.metrics), "mean": card.mean, "std": card.std, "data_digest": card.data_digest},
         summary=[
             *(["trained already, nothing to do"] if was_there else []),
-            *table1_lines(read_csv(out.parent, FILE)),
+            table1_table(read_csv(out.parent, FILE)),
             "",
             *_of(card),
             f"weights {escape(str(out))}; use them with --embedder {embedder}={escape(str(out))}",

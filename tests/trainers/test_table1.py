@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
+from rich.console import Console
+
 from her2cache.weights import WeightsCard
-from trainers.table1 import add_to_table1, table1_lines, write_table1
+from trainers.table1 import add_to_table1, table1_table, write_table1
 
 
 def card(task: str, auc: float) -> WeightsCard:
@@ -50,5 +53,8 @@ def test_a_row_is_added_and_replaced(tmp_path: Path) -> None:
         ("alexnet-pcam", "0.9"),
         ("alexnet-ihc", "0.6"),
     ]
-    lines = table1_lines(rows)
-    assert [line.split()[-1] for line in lines] == ["AUC-ROC", "cited", "0.90", "0.60"]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table1_table(rows))
+    shown = [line.split() for line in console.export_text().splitlines()]
+    assert shown[2] == ["ImageNet", "(2012)", "1000", "57%", "-", "-", "cited"]
+    assert shown[3] == ["PatchCamelyon", "2", "77%", "0.90", "181"]
