@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,24 +20,27 @@ from her2cache.store.reader import FeatureStore
 from trainers.config import read_experiment
 from trainers.files import whole
 from trainers.leaderboard import FILE, PICTURE, cost_of, draw_leaderboard, leaderboard_rows
+from trainers.overlap import are_choices
 from trainers.results import write_csv
 from trainers.study import open_study
 
-_EXPERIMENT = """\
-# The short sweep of `her2cache compare`. Its figures are those of the outer folds.
+_DATA = """\
 [data]
 cohort = {cohort}
 store = "store"
 embedders = [{embedders}]
 stain = "{stain}"
+"""
 
+_SHORT = """\
+# The short sweep of `her2cache compare`. Its figures are those of the outer folds.
 [splits]
 folds = 3
-test_slides = {test_slides}
+test_slides = 8
 nested = 5
 
 [bags]
-size = {bag}
+size = 100
 per_epoch = 640
 validation = 500
 test = 500
@@ -50,6 +54,9 @@ feature_norm = "standardize"
 """
 
 
+_HEADER = re.compile(r"\s*\[\s*([\w.-]+)\s*\]")
+
+
 @dataclass(frozen=True)
 class CompareOptions:
     """How embedders are compared.
@@ -57,16 +64,14 @@ class CompareOptions:
     Attributes:
         views: of a patch.
         stain: of the slides.
-        test_slides: of the fixed test set, which the leaderboard does not show.
-        bag: patches a bag.
+        experiment: whose splits, bags and training are taken instead of the short sweep's.
         address: of Ray.
         allow_embedder_overlap: see `cluster.sweep.SweepOptions`.
     """
 
     views: int = 1
     stain: str = "HE"
-    test_slides: int = 8
-    bag: int = 100
+    experiment: Path | None = None
     address: str = "local"
     allow_embedder_overlap: bool = False
 
@@ -121,8 +126,8 @@ def sweep_and_rank(
         ConfigError: `out` holds a comparison of other embedders, scales or slides.
         Her2CacheError: see `cluster.sweep.run_sweep`.
     """
-    keys = list(dict.fromkeys(key for report in embedded for key in report.space_keys))
-    text = _experiment(cohort, keys, options)
+    store = FeatureStore.open(out / "store")
+    text = _experiment(cohort, _named(store, embedded), options)
     file = out / "experiment.toml"
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise ConfigError(
@@ -130,12 +135,16 @@ def sweep_and_rank(
             f" {out / 'store'} can be copied there, and are then used again)"
         )
     file.write_text(text, encoding="utf-8")
+    if not read_experiment(file).splits.nested:
+        raise ConfigError(
+            f"{options.experiment} has no nested cross-validation, which the leaderboard rests on: set [splits] nested"
+            " = 5 in it"
+        )
     sweep = SweepOptions(
         options.address, resume=(out / "sweep").exists(), allow_embedder_overlap=options.allow_embedder_overlap
     )
     swept = run_sweep(file, out / "sweep", sweep, watch)
     study = open_study(read_experiment(file), allow_overlap=options.allow_embedder_overlap)
-    store = FeatureStore.open(out / "store")
     slides = [s.slide_id for s in study.splits.slides]
     costs = {study.embedder_of(name)[0]: cost_of(store, space, slides) for name, space in study.spaces.items()}
     rows = leaderboard_rows(out / "sweep", costs)
@@ -152,15 +161,38 @@ def at_scales(reading: ReadOptions, scales: Sequence[float]) -> list[ReadOptions
     return [replace(reading, patch=replace(reading.patch, mpp=mpp)) for mpp in dict.fromkeys(scales)]
 
 
-def _experiment(cohort: Path, keys: Sequence[str], options: CompareOptions) -> str:
-    names = ", ".join(f'"{key[:16]}"' for key in keys)
-    return _EXPERIMENT.format(
-        cohort=_quoted(str(cohort.absolute())),
-        embedders=names,
-        stain=options.stain,
-        test_slides=options.test_slides,
-        bag=options.bag,
-    )
+def _named(store: FeatureStore, embedded: Sequence[EmbedReport]) -> list[str]:
+    """What to train on, as [data] embedders has it: keys of spaces, those of one embedder whose weights left out
+    different cases joined."""
+    names: list[str] = []
+    for report in embedded:
+        spaces = [store.find_space(key) for key in dict.fromkeys(report.space_keys)]
+        for name in dict.fromkeys(space.name for space in spaces):
+            own = [space for space in spaces if space.name == name]
+            keys = [space.key[:16] for space in own]
+            names += ["+".join(keys)] if len(own) > 1 and are_choices(own) else keys
+    return list(dict.fromkeys(names))
+
+
+def _experiment(cohort: Path, embedders: Sequence[str], options: CompareOptions) -> str:
+    names = ", ".join(f'"{name}"' for name in embedders)
+    data = _DATA.format(cohort=_quoted(str(cohort.absolute())), embedders=names, stain=options.stain)
+    if options.experiment is None:
+        return f"{data}\n{_SHORT}"
+    read_experiment(options.experiment)  # says what is wrong with it under its own name
+    return f"{data}\n{without_data(options.experiment.read_text(encoding='utf-8'))}"
+
+
+def without_data(text: str) -> str:
+    """An experiment file without its section [data]."""
+    kept: list[str] = []
+    section = ""
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            section = header[1]
+        if section != "data":
+            kept.append(line)
+    return "\n".join(kept) + "\n"
 
 
 def _quoted(text: str) -> str:

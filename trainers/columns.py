@@ -78,6 +78,7 @@ PREDICTIONS = (
     Column("run_id", _STRING, "the run, see results.parquet"),
     Column("embedder", _STRING, "of the run"),
     Column("embedder_seed", _INT, "of the run"),
+    Column("embedder_overlap", _STRING, "of the run"),
     Column("outer", _INT, "of the run"),
     Column("fold", _INT, "of the run"),
     Column("selected", _BOOL, "of the run"),

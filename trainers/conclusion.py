@@ -68,8 +68,8 @@ def conclude_sweep(study: Study, runs: Sequence[Run], out: Path) -> dict[str, Pa
             files.add(tested)
     with whole(out / "baselines.csv") as partial:
         write_csv(partial, _baseline_rows(study))
-    cards = {embedder: study.pooled_space(embedder).card for embedder in study.embedders}
-    return {name: out / name for name in names} | {TABLE1: write_table1(cards, out)} | write_report(out)
+    table1 = write_table1({embedder: study.pooled_space(embedder) for embedder in study.embedders}, out)
+    return {name: out / name for name in names} | {TABLE1: table1} | write_report(out)
 
 
 def _test(study: Study, candidates: Sequence[Candidate], checkpoints: Path) -> Iterator[AssessedRun]:
@@ -108,7 +108,7 @@ def fit_baselines(study: Study) -> list[Baseline]:
     known = np.array(colours, np.float64) if all(colours) else None  # features made elsewhere come without
     stacked = {embedder: np.stack(seeds) for embedder, seeds in pooled.items()}
     classes = len(e.classification.classes)
-    only_fixed = {embedder for embedder in stacked if study.overlap_of(embedder, nested=True) == "test"}
+    only_fixed = {embedder for embedder in stacked if study.pooled_overlap(embedder, nested=True) == "test"}
     if study.allow_overlap:
         only_fixed = set[str]()
     return baselines(
@@ -119,5 +119,5 @@ def fit_baselines(study: Study) -> list[Baseline]:
 def _baseline_rows(study: Study) -> Iterator[dict[str, Any]]:
     for baseline in fit_baselines(study):
         rounds = (False, True) if baseline.nested else (False,)
-        found = [study.overlap_of(baseline.embedder, nested=n) for n in rounds] if baseline.embedder else []
+        found = [study.pooled_overlap(baseline.embedder, nested=n) for n in rounds] if baseline.embedder else []
         yield baseline.row(nested=bool(study.nested)) | {"embedder_overlap": gravest(found)}

@@ -6,6 +6,7 @@ tell from the best are marked: their order among each other means nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ FILE, PICTURE = "leaderboard.csv", "leaderboard.png"
 
 BEST, LIKE_BEST, BEHIND = "best", "not distinguishable", "behind"
 """What the paired test says of a row."""
+
+_KEY = re.compile("@[0-9a-f]{8}$")  # as a sweep adds it to names that several spaces share
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def plainly_named(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows without the keys in their names, where scale and side tell the spaces of an embedder apart."""
 
     def place(row: Row) -> tuple[Any, ...]:
-        return str(row["embedder"]).partition("@")[0], row["mpp"], row["patch_px"]
+        return _KEY.sub("", str(row["embedder"])), row["mpp"], row["patch_px"]
 
     places = [place(row) for row in rows]
     return [

@@ -10,10 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from her2cache.store.reader import SpaceInfo
+from her2cache.weights import WeightsCard
 from trainers.splits import Splits
 
 Overlap = Literal["", "validation", "test"]
 """Which cases' labels the weights of an embedder have seen, the gravest of them."""
+
+_OF_CASES = {"mean", "std", "data_digest", "metrics", "case_ids", "settings"}
 
 GRAVITY: tuple[Overlap, ...] = ("", "validation", "test")
 
@@ -50,11 +53,15 @@ def are_choices(spaces: Sequence[SpaceInfo]) -> bool:
     cards = [space.card for space in spaces if space.card and space.card.case_ids]
     if len(cards) < len(spaces):
         return False
-    tasks = {(card.architecture, card.source_task) for card in cards}
-    made = [_without_weights(space) for space in spaces]
-    return (
-        len({card.case_ids for card in cards}) == len(spaces) and len(tasks) == 1 and made.count(made[0]) == len(made)
-    )
+    alike = [(_trained(card), _without_weights(space)) for card, space in zip(cards, spaces, strict=True)]
+    return len({card.case_ids for card in cards}) == len(spaces) and alike.count(alike[0]) == len(alike)
+
+
+def _trained(card: WeightsCard) -> Mapping[str, object]:
+    """How weights were trained, but for what other cases change."""
+    document = {key: value for key, value in card.document().items() if key not in _OF_CASES}
+    settings = {key: value for key, value in card.settings.items() if key != "best_epoch"}
+    return {**document, "settings": settings}
 
 
 def _without_weights(space: SpaceInfo) -> Mapping[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def draw_pictures(sweep_dir: Path, found: Findings) -> dict[str, Path]:
     written = ["learning_curves.png", "grid.png"]
     if curves := {e: _curves(found, e) for e in found.embedders if e in found.selected}:
         with whole(folder / "roc.csv") as partial:
-            write_csv(partial, roc_rows(curves, classes))
+            write_csv(partial, _marked(found, roc_rows(curves, classes)))
         caption = (
             f"{notes}Bag level (paper protocol). {on}.\nBlack: mean of the folds. Band: from the lowest to the "
             "highest fold. Thin: the runs.\nAUC: mean ± fold_ci95, the spread over training folds, not over patients."
@@ -44,7 +44,7 @@ def draw_pictures(sweep_dir: Path, found: Findings) -> dict[str, Path]:
         written += ["roc.csv", "roc.png"]
     if made := confusions(found):
         with whole(folder / "confusion.csv") as partial:
-            write_csv(partial, confusion_rows(made, classes))
+            write_csv(partial, _marked(found, confusion_rows(made, classes)))
         caption = (
             f"{notes}Counts, and shares of the true class. {on}.\nBags count once for each model (fold and seed); "
             "cases once for each seed of the embedder,\nby the mean of the folds' models."
@@ -76,6 +76,11 @@ def _curves(found: Findings, embedder: str) -> list[Curve]:
         own = run_ids == run["run_id"]
         curves += roc_curves(run["run_id"], run["fold"], labels[own], p[own])
     return curves
+
+
+def _marked(found: Findings, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, with what their embedder's weights have seen."""
+    return ({**row, "embedder_overlap": found.overlap(row["embedder"])} for row in rows)
 
 
 def _by_embedder(rows: Sequence[Row], found: Findings) -> dict[str, list[Row]]:

@@ -97,17 +97,26 @@ class Study:
 
     def overlap_of(self, embedder: str, *, nested: bool) -> Overlap:
         """The gravest overlap of an embedder, on the fixed test set's folds or on those of the outer ones."""
+        choices = self._choices_of(embedder)
         return gravest(
-            overlap(least(self._choices_of(embedder), of.splits, fold), of.splits, fold)
-            for of in self.rounds
-            if (of.outer is not None) == nested
-            for fold in range(of.splits.folds)
+            overlap(least(choices, splits, fold), splits, fold) for splits, fold in self._places(nested=nested)
         )
+
+    def _places(self, *, nested: bool) -> Iterator[tuple[Splits, int]]:
+        """Folds of the fixed test set, or of all outer folds."""
+        for of in self.rounds:
+            if (of.outer is not None) == nested:
+                yield from ((of.splits, fold) for fold in range(of.splits.folds))
 
     def pooled_space(self, embedder: str) -> SpaceInfo:
         """The space of an embedder whose weights have seen least of the fixed test set: it stands for the embedder
         where no fold chooses."""
         return least(self._choices_of(embedder), self.splits, 0)
+
+    def pooled_overlap(self, embedder: str, *, nested: bool) -> Overlap:
+        """The gravest overlap of that one space, as `overlap_of`."""
+        space = self.pooled_space(embedder)
+        return gravest(overlap(space, splits, fold) for splits, fold in self._places(nested=nested))
 
     def pooled_spaces(self) -> dict[str, SpaceInfo]:
         """All spaces, but of those that folds choose from only the one that stands for the embedder."""
@@ -244,7 +253,8 @@ def _require_unseen_test_cases(study: Study) -> None:
         raise CohortError(
             f"the weights of {embedder} ({space.weights}) have seen the labels of {len(seen)} test cases ({shown}): its"
             " results would be too good. Train them without these (`her2cache pretrain ihc --experiment` with this"
-            " experiment file) and embed with the new file, or add --allow-embedder-overlap, which reproduces the paper"
+            " experiment file; --outer K alone leaves out other cases) and embed with the new file, or add"
+            " --allow-embedder-overlap, which reproduces the paper"
         )
 
 
@@ -259,12 +269,29 @@ def _find_spaces(store: FeatureStore, data: DataSection) -> tuple[dict[str, Spac
         seeds = {random_name(seed): seed for seed in range(data.random_seeds)}
         spaces += [_seeded(store, first, seed) for seed in range(1, data.random_seeds)]
     named = _named(spaces)
-    of_several = {space.key: space.name for each in found if len(each) > 1 for space in each}
-    return named, seeds, {name: of_several[s.key] for name, s in named.items() if s.key in of_several}
+    heads = [each[0].name for each in found]
+    label = {
+        space.key: each[0].name if heads.count(each[0].name) == 1 else f"{each[0].name}@{each[0].key[:8]}"
+        for each in found
+        if len(each) > 1
+        for space in each
+    }
+    return named, seeds, {name: label[s.key] for name, s in named.items() if s.key in label}
 
 
 def _choices(store: FeatureStore, name: str, views: int | None) -> list[SpaceInfo]:
-    """The spaces that a name of [data] embedders stands for: one, or several whose weights left out different cases."""
+    """The spaces that a name of [data] embedders stands for: one, or several whose weights left out different cases.
+
+    Several may be named by their keys with a + between.
+    """
+    if "+" in name:
+        parts = [store.find_space(part, views=views) for part in name.split("+")]
+        if not are_choices(parts):
+            raise ConfigError(
+                f"[data] embedders: {name!r} joins spaces that are not of one embedder, with weights alike in all but"
+                " the cases that they left out: name them one by one"
+            )
+        return parts
     found = store.spaces_called(name, views=views)
     return found if len(found) > 1 and are_choices(found) else [store.find_space(name, views=views)]
 

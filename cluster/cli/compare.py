@@ -33,13 +33,11 @@ _WHAT = {
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Everything goes here.")
 @scales_options
 @click.option("--views", default=1, show_default=True, type=click.IntRange(1, 64), help="Of a patch.")
-@click.option("--bag", default=100, show_default=True, type=click.IntRange(1), help="Patches a bag.")
 @click.option(
-    "--test-slides",
-    default=8,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Of the fixed test set, that no weights may have seen.",
+    "--experiment",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Take [splits], [bags], [training] and the rest of this file. [default: a short sweep]",
 )
 @click.option("--address", default="local", show_default=True, help="Ray: local, auto or HOST:PORT.")
 @click.option(
@@ -54,8 +52,7 @@ def compare(
     out: Path,
     scales: tuple[float, ...],
     views: int,
-    bag: int,
-    test_slides: int,
+    experiment: Path | None,
     address: str,
     allow_embedder_overlap: bool,
     **options: Any,
@@ -74,7 +71,7 @@ def compare(
     from her2cache.store.reader import FeatureStore
     from trainers.leaderboard import leaderboard_table
 
-    settings = steps.CompareOptions(views, options["stain"], test_slides, bag, address, allow_embedder_overlap)
+    settings = steps.CompareOptions(views, options["stain"], experiment, address, allow_embedder_overlap)
     slides = slides_of([cohort], settings.stain)
     reading = read_options({**options, "mpp": scales[0]})
     recipes = [load_recipe(request, reading.patch.patch_px) for request in dict.fromkeys(embedders)]

@@ -96,7 +96,6 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
             "",
             "The cohort is synthetic and the link between score and morphology was put in: ranks of embedders",
             "here say nothing about real tissue.",
-            *(f"[yellow]note[/] {escape(w)}" for w in swept.warnings),
             *([f"This run is without alexnet-imagenet: {escape(missing)}"] if missing else []),
             "",
             f"Files, all under {out}:",

@@ -148,6 +148,8 @@ def ihc(
     from trainers.pretraining.heldout import HeldOut, held_out_cases
     from trainers.pretraining.ihc import ihc_data, part_slides
 
+    if allow_embedder_overlap and not (experiment is None and outer is None and fold is None):
+        raise click.UsageError("--allow-embedder-overlap leaves no case out: drop --experiment, --outer and --fold")
     settings, start = _settings(options), _init(init, patch_px)
     if allow_embedder_overlap:
         held_out = HeldOut(frozenset(), "no case")
@@ -181,14 +183,17 @@ def _settings(options: dict[str, Any]) -> PretrainSettings:
 def _init(text: str, patch_px: int) -> Tensors | None:
     """The trunk to start from."""
     from her2cache.backbones.alexnet import load_trunk
-    from her2cache.errors import ConfigError
+    from her2cache.errors import ConfigError, EmbedderError
 
     name, _, file = text.partition("=")
     if name == "random" and not file:
         return None
     if name != "imagenet":
         raise ConfigError(f"--init {text} is not known: random, imagenet, or imagenet=FILE")
-    return load_trunk("alexnet-imagenet", file, patch_px).tensors
+    try:
+        return load_trunk("alexnet-imagenet", file, patch_px).tensors
+    except EmbedderError as error:
+        raise type(error)(str(error).replace("alexnet-imagenet=FILE", "--init imagenet=FILE")) from error
 
 
 def _trained(
@@ -205,7 +210,7 @@ def _trained(
 
     out = out.absolute()
     card, was_there = train_network(load, settings, out, init=init, watch=_say)
-    table = add_to_table1(embedder, card, out.parent)
+    table = add_to_table1(embedder, card, out)
     return Outcome(
         items=[Item(out.name, "skipped" if was_there else "done", "trained already" if was_there else "")],
         outputs={"weights": str(out), "table1.csv": str(table)},
@@ -221,8 +226,9 @@ def _trained(
 
 
 def _of(card: WeightsCard) -> list[str]:
-    m = card.metrics
-    return [f"on {int(m['n']):,} test patches: accuracy {m['accuracy']:.3f}, AUC-ROC {m['auc_roc']:.3f}"]
+    m, auc = card.metrics, card.metrics.get("auc_roc")
+    shown = "undefined" if auc is None else f"{auc:.3f}"
+    return [f"on {int(m['n']):,} test patches: accuracy {m['accuracy']:.3f}, AUC-ROC {shown}"]
 
 
 def _say(epoch: PretrainEpoch) -> None:

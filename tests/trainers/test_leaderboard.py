@@ -105,10 +105,17 @@ def test_it_ranks_by_the_headline_and_marks_what_cannot_be_told_apart(
 
 def test_spaces_that_their_scale_tells_apart_go_without_a_key() -> None:
     one, two, three = (
-        {"embedder": f"alexnet@{k}", "mpp": mpp, "patch_px": 96} for k, mpp in (("a1", 0.5), ("b2", 1.0), ("c3", 1.0))
+        {"embedder": f"alexnet@{k * 4}", "mpp": mpp, "patch_px": 96}
+        for k, mpp in (("a1", 0.5), ("b2", 1.0), ("c3", 1.0))
     )
     assert [row["embedder"] for row in plainly_named([one, two])] == ["alexnet", "alexnet"]
-    assert [row["embedder"] for row in plainly_named([one, two, three])] == ["alexnet", "alexnet@b2", "alexnet@c3"]
+    assert [row["embedder"] for row in plainly_named([one, two, three])] == [
+        "alexnet",
+        "alexnet@b2b2b2b2",
+        "alexnet@c3c3c3c3",
+    ]
+    tagged = {"embedder": "timm:hf-hub:org/net@v2", "mpp": 0.5, "patch_px": 96}
+    assert plainly_named([tagged]) == [tagged]
 
 
 def test_costs_are_read_off_the_commit_records(sweep: tuple[Study, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,12 +12,13 @@ import pytest
 from rich.console import Console
 
 from her2cache.cohort import Slide, write_cohort
-from her2cache.errors import CohortError, StoreError
+from her2cache.errors import CohortError, ConfigError, StoreError
 from her2cache.store.reader import FeatureStore
 from her2cache.weights import WeightsCard
 from tests.planted import planted_slides, planted_space
 from tests.sweeps import study_of, train
-from trainers.conclusion import conclude_sweep
+from trainers.baselines import POOLED
+from trainers.conclusion import conclude_sweep, fit_baselines
 from trainers.config import read_experiment
 from trainers.overlap import gravest
 from trainers.report import table
@@ -130,13 +132,13 @@ def test_seen_validation_cases_are_told_in_every_table(
     }
     out = tmp_path / "sweep"
     conclude_sweep(study, train(study, out), out)
-    for name in ("selection.csv", "table2.csv", "metrics.csv", "baselines.csv"):
+    for name in ("selection.csv", "table2.csv", "metrics.csv", "baselines.csv", "roc.csv", "confusion.csv"):
         told = {row["embedder"]: row["embedder_overlap"] for row in read_csv(out, name)}
         assert told.pop("", "") == ""  # the baseline of colours
         assert told == {"clean": "", "alexnet-ihc": "validation"}, name
     (compared,) = read_csv(out, "comparison.csv")
     assert {compared["embedder_overlap"], compared["best_overlap"]} == {"", "validation"}
-    for name in ("runs.parquet", "results.parquet"):
+    for name in ("runs.parquet", "results.parquet", "predictions.parquet"):
         rows = pq.read_table(out / name).to_pylist()
         assert {(r["embedder"], r["fold"], r["embedder_overlap"]) for r in rows} == {
             ("clean", 0, ""),
@@ -177,6 +179,34 @@ def test_each_fold_takes_the_weights_that_have_seen_none_of_it(
     assert {p.embedder_overlap for p in made} == {""}
     assert not [w for w in study.warnings if "alexnet-ihc" in w]
     assert [study.embedder_of(name)[0] for name in study.pooled_spaces()] == ["clean", "alexnet-ihc"]
+    # one space stands for the embedder in baselines, and its weights have seen cases of the other folds
+    pooled = [b for b in fit_baselines(study) if b.name == POOLED]
+    assert {b.embedder: b.nested is None for b in pooled} == {"clean": False, "alexnet-ihc": True}
+    assert study.pooled_overlap("alexnet-ihc", nested=False) == "validation"
+    assert study.pooled_overlap("alexnet-ihc", nested=True) == "test"
+    joined = study_of(tmp_path, TEXT.replace("alexnet-ihc", "+".join(key[:16] for key in keys.values())))
+    of = [{(p.embedder, p.outer, p.fold): p.space_key for p in each.plans()} for each in (study, joined)]
+    assert of[0] == of[1]
+
+
+def test_spaces_of_different_making_are_not_joined(tmp_path: Path, cohort: tuple[FeatureStore, list[Slide]]) -> None:
+    store, slides = cohort
+    bare = sides(tmp_path, cohort)
+    halves = [sorted(s.case_id for s in bare.splits.training(fold)) for fold in (0, 1)]
+    cards = [card(halves[0]), replace(card(halves[1]), settings={"epochs": 3, "best_epoch": 2})]
+    keys = [planted_space(store, slides, "alexnet-ihc", d * 64, card=c) for d, c in zip("23", cards, strict=True)]
+    with pytest.raises(StoreError, match="2 feature spaces are called 'alexnet-ihc'"):
+        study_of(tmp_path, TEXT)
+    with pytest.raises(ConfigError, match="joins spaces that are not of one embedder"):
+        study_of(tmp_path, TEXT.replace("alexnet-ihc", "+".join(keys)))
+    trained = replace(card(halves[0]), settings={"epochs": 3, "best_epoch": 1})
+    planted_space(store, slides, "alexnet-ihc", "4" * 64, card=trained)
+    chosen = study_of(tmp_path, TEXT.replace("alexnet-ihc", "+".join([keys[1], _key(store, "4" * 64)])))
+    assert {p.embedder_overlap for p in chosen.plans() if p.embedder == "alexnet-ihc" and p.outer is None} == {""}
+
+
+def _key(store: FeatureStore, weights: str) -> str:
+    return next(s.key for s in store.spaces() if s.document["embedder"]["weights_sha256"] == weights)
 
 
 def test_weights_that_have_seen_the_same_cases_are_not_chosen_from(

@@ -2,8 +2,10 @@
 
 What lies in the folder, for each slide:
 
-    <slide_id>.patches      uint8 (n, px, px, 3), one after the other, a random sample in raster order
-    <slide_id>.json         what they are; written last, so that patches without it count as none
+    <slide_id>.<how>.patches    uint8 (n, px, px, 3), one after the other, a random sample in raster order
+    <slide_id>.<how>.json       what they are; written last, so that patches without it count as none
+
+`how` is a digest of the options: trainings on other cases, or with other options, may share the folder.
 
 Training maps these files: memory does not grow with the number of patches.
 """
@@ -80,9 +82,9 @@ def cut_slide(slide: Slide, options: ReadOptions, most: int, folder: Path) -> Cu
     Raises:
         SlideError: the slide cannot be read, or not one of its patches can.
     """
-    name = encode_slide_id(slide.slide_id)
-    record, path = folder / f"{name}.json", folder / f"{name}.patches"
     asked = _asked(slide, options, most)
+    name = f"{encode_slide_id(slide.slide_id)}.{asked[:12]}"
+    record, path = folder / f"{name}.json", folder / f"{name}.patches"
     there: dict[str, Any] | None = _read(record)
     if there is None or there.get("asked") != asked or file_changed(slide.path, there["file"]) or not path.exists():
         record.unlink(missing_ok=True)

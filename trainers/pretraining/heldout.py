@@ -63,6 +63,13 @@ def held_out_cases(
     if fold is not None:
         cases |= {s.case_id for s in splits.validation(fold)}
         which += f" and of fold {fold}"
+    here = {s.case_id for s in read_cohort(cohort).slides}
+    if table.resolve() != cohort.resolve() and not cases <= here:
+        missing = ", ".join(sorted(cases - here)[:3])
+        raise CohortError(
+            f"{len(cases - here)} of {len(cases)} cases to be left out ({missing}) are not in {cohort}, but in {table},"
+            " the cohort of the experiment: under other names they would be trained on; use the same case_id in both"
+        )
     return HeldOut(frozenset(cases), f"cases of {which} ({experiment.name if experiment else 'default split'})")
 
 

@@ -51,7 +51,7 @@ def open_pcam(path: Path, *, cache: Path | None = None) -> SourceData:
         cache: where .h5.gz files are unpacked to, once; default beside them.
 
     Raises:
-        ConfigError: files are missing, damaged, or not PatchCamelyon's.
+        ConfigError: files are missing, damaged, or not PatchCamelyon's, or a part lacks a class.
     """
     if path.is_file():
         parts = _of_npz(path)
@@ -61,17 +61,24 @@ def open_pcam(path: Path, *, cache: Path | None = None) -> SourceData:
         raise ConfigError(
             f"{path} does not exist: name a folder with PatchCamelyon's HDF5 files, or an .npz of x and y"
         )
-    if missing := sorted({0, 1} - set(np.unique(parts["train"].labels).tolist())):
-        raise ConfigError(
-            f"{path} has no training patch of class {CLASSES[missing[0]]!r} (y = {missing[0]}): nothing can be learned"
-            " from it; is this the right file?"
-        )
+    for name, part in parts.items():
+        _require_both_classes(path, name, part.labels)
     return SourceData("pcam", CLASSES, MPP, PX, _digest(parts.values()), parts["train"], parts["valid"], parts["test"])
 
 
 def file_name(part: str, member: str) -> str:
     """Name of a published file, unpacked: `part` is train, valid or test; `member` x (patches) or y (labels)."""
     return f"camelyonpatch_level_2_split_{part}_{member}.h5"
+
+
+def _require_both_classes(path: Path, part: str, labels: NDArray[np.int64]) -> None:
+    if missing := sorted({0, 1} - set(np.unique(labels).tolist())):
+        called = {"train": "training", "valid": "validation", "test": "test"}[part]
+        why = "nothing can be learned from it" if part == "train" else "there is no AUC of one class"
+        raise ConfigError(
+            f"{path} has no {called} patch of class {CLASSES[missing[0]]!r} (y = {missing[0]}): {why}; is this the"
+            " right file, and are there patches enough?"
+        )
 
 
 # -- HDF5

@@ -95,6 +95,14 @@ class TestHeldOut:
         with pytest.raises(ConfigError, match="--fold 3: there are 3 folds"):
             held_out_cases(table, tmp_path / "e.toml", fold=3)
 
+    def test_cases_of_other_names_are_not_trained_on_by_mistake(self, tmp_path: Path) -> None:
+        self.cohort(tmp_path)
+        (tmp_path / "e.toml").write_text('[data]\ncohort = "cohort.csv"\nstore = "none"\nembedders = ["x"]\n')
+        others = [replace(s, case_id=s.case_id.replace("c", "P-")) for s in ihc_slides(32)]
+        write_cohort(others, tmp_path / "others.csv")
+        with pytest.raises(CohortError, match=r"8 of 8 cases to be left out .* use the same case_id in both"):
+            held_out_cases(tmp_path / "others.csv", tmp_path / "e.toml")
+
     def test_without_sweep_slides_the_test_cases_are_not_known(self, tmp_path: Path) -> None:
         write_cohort(ihc_slides(8), tmp_path / "cohort.csv")
         with pytest.raises(CohortError, match=r"no HE slide.*--allow-embedder-overlap"):
@@ -119,6 +127,7 @@ class TestCutting:
     def test_what_is_there_is_used_and_anything_else_is_cut_anew(self, synthetic: list[Slide], tmp_path: Path) -> None:
         slide = synthetic[0]
         first = cut_slide(slide, READING, 5, tmp_path)
+        assert first.path.parent == tmp_path
         made = first.path.stat().st_mtime_ns
         assert cut_slide(slide, READING, 5, tmp_path) == first
         assert first.path.stat().st_mtime_ns == made

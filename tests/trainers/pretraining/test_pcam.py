@@ -185,6 +185,11 @@ class TestWrongFiles:
             (lambda f: write(f / file_name("test", "y"), y=np.zeros((6, 1), np.uint8)), r"y is \(6, 1\) uint8"),
             (lambda f: write(f / file_name("test", "y"), y=np.full((6, 1, 1, 1), 2)), "y holds 2, and a label is 0 or"),
             (lambda f: write(f / file_name("train", "y"), y=np.ones((12, 1, 1, 1), int)), "no training patch of class"),
+            (lambda f: write(f / file_name("valid", "y"), y=np.ones((4, 1, 1, 1), int)), "no validation .* 'normal'"),
+            (
+                lambda f: write(f / file_name("test", "y"), y=np.zeros((6, 1, 1, 1), int)),
+                "no test .* 'tumour' .*no AUC",
+            ),
         ],
     )
     def test_a_folder(self, folder: Path, spoil: Callable[[Path], object], said: str) -> None:
@@ -240,6 +245,15 @@ class TestWrongFiles:
     def test_an_npz_too_small_to_be_split(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="none falls to"):
             open_pcam(npz(tmp_path / "p.npz", 2))
+
+    @pytest.mark.parametrize("part", [1, 2])
+    def test_an_npz_of_which_a_part_gets_one_class(self, tmp_path: Path, part: int) -> None:
+        y = np.arange(60) % 2
+        y[hash_split(patches(60, 9)) == part] = 1
+        with pytest.raises(
+            ConfigError, match=rf"p\.npz has no {['validation', 'test'][part - 1]} patch of class 'normal'"
+        ):
+            open_pcam(npz(tmp_path / "p.npz", y=y))
 
 
 class TestSplit:
