@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.actors import SpaceShape
+from cluster.batching import fixed_batching
 from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome
 from cluster.pipeline import Pipeline, Task
 from cluster.resources import ray_session
+from her2cache.backbones.device import best_device
+from her2cache.backbones.pooled import doubt
 from her2cache.cohort import Slide
-from her2cache.embedder import FeatureSpace, Recipe
+from her2cache.embedder import Batching, FeatureSpace, Recipe
 from her2cache.errors import SlideError, StoreError
 from her2cache.ingest import ReadOptions, selection_changed
 from her2cache.slide import file_changed
@@ -79,7 +83,7 @@ def embed_slides(
         store.add_space(space, weights=recipe.source, card=recipe.card)
         for space, recipe in zip(spaces, recipes, strict=True)
     ]
-    warnings = scale_warnings(recipes, reading.patch.mpp)
+    warnings = [*scale_warnings(recipes, reading.patch.mpp), *filter(None, map(doubt, recipes))]
     there = [set(store.slides(key)) for key in keys]
     once = [k for k, key in enumerate(keys) if keys.index(key) == k]  # one embedder may be asked for by two names
     outcomes: dict[str, SlideOutcome] = {}
@@ -97,12 +101,16 @@ def embed_slides(
             continue
         for k in stale:
             retire(store.records, keys[k], slide.slide_id)
+            there[k].discard(slide.slide_id)
         which = [k for k in once if k not in held or k in stale]
         outcomes[slide.slide_id] = SlideOutcome(slide.slide_id, "skipped", ALREADY_EMBEDDED)
         if which:
             todo.append(Task(slide, which))
     if not todo:
         return EmbedReport([outcomes[s.slide_id] for s in slides], keys, warnings=warnings)
+    wanted = fixed_batching(reading.patch.patch_px, best_device(), precision)
+    for k in sorted({k for task in todo for k in task.which}):
+        warnings += precision_warnings(recipes[k].spec.name, store, keys[k], sorted(there[k]), wanted)
     shapes = [SpaceShape(s.key, s.embedder.dim, s.views, s.dtype) for s in spaces]
     with ray_session(options.address):
         job = Pipeline(todo, recipes, shapes, store, reading, options, watch, precision)
@@ -138,6 +146,42 @@ def scale_warnings(recipes: Sequence[Recipe], mpp: float) -> list[str]:
                 f" {times:.1f} times {side} than those it knows; --mpp {known:g} would match"
             )
     return found
+
+
+def precision_warnings(
+    name: str, store: FeatureStore, space_key: str, slide_ids: Iterable[str], wanted: Batching
+) -> list[str]:
+    """A line where a job would compute features otherwise than those that a space has.
+
+    Args:
+        name: of the embedder.
+        store: where the space is.
+        space_key: which.
+        slide_ids: committed in it, and there to stay.
+        wanted: how the job runs.
+    """
+    made, now = batching_made(store, space_key, slide_ids), wanted.precision
+    before = now if made is None else made.get("precision", "float32")  # before there was a choice
+    if before == now:
+        return []
+    remedy = "with --precision float32"
+    if before == "float16":
+        remedy = "without --precision float32" if wanted.device == "cuda" else "on a GPU"
+    return [
+        f"{name}: this job computes in {now}, and the slides that its feature space has were computed in {before}: one"
+        f" space would mix both; embed {remedy}, or into another store"
+    ]
+
+
+def batching_made(store: FeatureStore, space_key: str, slide_ids: Iterable[str]) -> Mapping[str, Any] | None:
+    """How slides of a space were embedded, as the first of them says whose record is whole; None where there is none.
+
+    See `embedder.Batching`; records of before it was kept give nothing of it.
+    """
+    for slide_id in slide_ids:
+        with suppress(StoreError):
+            return store.record(slide_id, space_key).made.get("batching", {})
+    return None
 
 
 def _change(slide: Slide, committed: Mapping[str, Any]) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from cluster.embed_job import EmbedReport, embed_slides
+from cluster.embed_job import EmbedReport, batching_made, embed_slides
 from cluster.job import EmbedOptions
 from her2cache.backbones.registry import load_recipe
 from her2cache.cohort import Slide
 from her2cache.embedder import Recipe
-from her2cache.errors import StoreError, WeightsMismatchError
+from her2cache.errors import WeightsMismatchError
 from her2cache.ingest import ReadOptions
 from her2cache.store.reader import FeatureStore, SpaceInfo
 from her2cache.store.schema import CommitRecord
@@ -45,12 +44,9 @@ def precision_of(store: FeatureStore, space: SpaceInfo) -> str:
 
     Those of a GPU that were computed in float32 were asked for so; those of a processor always are.
     """
-    for slide_id in store.slides(space.key):
-        with suppress(StoreError):  # a damaged record; another one says it, too
-            batching = store.record(slide_id, space.key).made.get("batching", {})
-            on_gpu = batching.get("device") == "cuda"
-            return "float32" if on_gpu and batching.get("precision", "float32") == "float32" else "auto"
-    return "auto"
+    made = batching_made(store, space.key, store.slides(space.key)) or {}
+    on_gpu = made.get("device") == "cuda"
+    return "float32" if on_gpu and made.get("precision", "float32") == "float32" else "auto"
 
 
 def inputs_of(space: SpaceInfo) -> tuple[Recipe, ReadOptions]:

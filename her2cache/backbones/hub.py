@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from her2cache.backbones.files import matched, read_state, refuse_other_card
-from her2cache.backbones.network import INTERPOLATIONS, NetworkRecipe, arrays, fitting, quietly
-from her2cache.embedder import EmbedderSpec, Resize, tensors_sha256
+from her2cache.backbones.network import INTERPOLATIONS, NetworkRecipe, Tensors, arrays, fitting, quietly
+from her2cache.embedder import EmbedderSpec, Resize, canonical_json, tensors_sha256
 from her2cache.errors import EmbedderError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def load_timm(request: str, weights: str, patch_px: int, *, offline: bool = Fals
         input_px=resize.crop,
         mean=card.mean if card else mean,
         std=card.std if card else std,
-        weights_sha256=tensors_sha256(tensors),
+        weights_sha256=_digest(tensors, arguments),
         resize=fitting(patch_px, resize),
     )
     source = str(Path(weights).resolve()) if weights else None
@@ -121,13 +122,26 @@ def is_cached(request: str) -> bool:
     from timm.models import get_pretrained_cfg
 
     if request.startswith(_SHARED):
-        place, files = request.removeprefix(_SHARED).partition("@")[0], _FILES
+        place, files = request.removeprefix(_SHARED), _FILES
     else:
         config = get_pretrained_cfg(request)
         if config is None or not config.hf_hub_id:
             return False
         place, files = config.hf_hub_id, (config.hf_hub_filename, *_FILES)
-    return any(isinstance(try_to_load_from_cache(place, file), str) for file in files if file)
+    repository, _, revision = place.partition("@")
+    found = (try_to_load_from_cache(repository, file, revision=revision or None) for file in files if file)
+    return any(isinstance(file, str) for file in found)
+
+
+def _digest(tensors: Tensors, arguments: Mapping[str, Any]) -> str:
+    """Over the tensors, and over what the hub says of their network beyond timm's defaults, such as how it pools.
+
+    That changes numbers and no tensor; without any, it is the digest of the tensors alone.
+    """
+    if not arguments:
+        return tensors_sha256(tensors)
+    said = np.frombuffer(canonical_json(arguments).encode(), np.uint8)
+    return tensors_sha256({**tensors, "model_args": said})
 
 
 def _described(request: str) -> tuple[str, Mapping[str, Any] | str | None, Mapping[str, Any]]:

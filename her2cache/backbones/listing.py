@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, metadata
 
-from torchvision.models import AlexNet_Weights
+from torchvision.models import AlexNet_Weights, WeightsEnum
 
 from her2cache.backbones import alexnet, hub, plugins, pooled
-from her2cache.backbones.download import cached
+from her2cache.backbones.download import cached, damage
 from her2cache.embedder import RANDOM
 from her2cache.errors import EmbedderError
 
@@ -58,9 +58,8 @@ def _trunks(patch_px: int) -> Iterator[Listing]:
     dim = alexnet.trunk_dim(patch_px) if fits else None
     too_small = "" if fits else f"takes patches of at least {alexnet.MIN_PX} px"
     yield Listing(RANDOM, dim, patch_px, "no weights", fits, too_small or f"{RANDOM}=SEED for another seed")
-    here = cached(AlexNet_Weights.IMAGENET1K_V1) is not None
-    why = "" if here else f"weights come with the first use (233 MB); or {alexnet.IMAGENET}=FILE"
-    yield Listing(alexnet.IMAGENET, dim, patch_px, _IMAGENET_TERMS, fits and here, too_small or why)
+    why = too_small or _lacking(AlexNet_Weights.IMAGENET1K_V1, alexnet.IMAGENET)
+    yield Listing(alexnet.IMAGENET, dim, patch_px, _IMAGENET_TERMS, not why, why)
     for name in alexnet.NAMES[2:]:
         why = f"needs a file: `her2cache pretrain {name.partition('-')[2]}`, then {name}=FILE"
         yield Listing(name, dim, patch_px, "yours", usable=False, why=too_small or why)
@@ -70,20 +69,27 @@ def _torchvision(*, every: bool) -> Iterator[Listing]:
     names = pooled.names()
     for name in names:
         weights = pooled.best_weights(name)
-        here = cached(weights) is not None
-        if every or here:
-            size = f" ({weights.meta['_file_size']:,.0f} MB)"
+        if every or cached(weights) is not None:
+            why = _lacking(weights, pooled.PREFIX + name)
             yield Listing(
                 pooled.PREFIX + name,
                 pooled.dim_of(name),
                 pooled.own_resize(weights).crop,
                 _SWAG_TERMS if "SWAG" in weights.name else _IMAGENET_TERMS,
-                here,
-                "" if here else f"weights come with the first use{size}; or {pooled.PREFIX}{name}=FILE",
+                not why,
+                why,
             )
     if not every:
         why = f"{len(names)} networks, weights come with the first use; --all lists them"
         yield Listing(f"{pooled.PREFIX}NAME", None, None, _IMAGENET_TERMS, usable=False, why=why)
+
+
+def _lacking(weights: WeightsEnum, name: str) -> str:
+    """Why torchvision's weights cannot be used at once; "" where they can."""
+    file = cached(weights)
+    if file is None:
+        return f"weights come with the first use ({weights.meta['_file_size']:,.0f} MB); or {name}=FILE"
+    return damage(file)
 
 
 def _timm(*, every: bool) -> Iterator[Listing]:
@@ -98,8 +104,7 @@ def _timm(*, every: bool) -> Iterator[Listing]:
     names = timm.list_models(pretrained=True)
     for name in names:
         here = hub.is_cached(name)
-        config = get_pretrained_cfg(name)
-        if config is not None and (every or here):
+        if (every or here) and (config := get_pretrained_cfg(name)) is not None:
             why = "" if here else f"weights come with the first use; or {hub.PREFIX}{name}=FILE"
             yield Listing(hub.PREFIX + name, None, config.input_size[-1], config.license or "not stated", here, why)
     if not every:

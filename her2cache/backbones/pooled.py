@@ -20,7 +20,7 @@ from torchvision.models import WeightsEnum
 from her2cache.backbones.download import download
 from her2cache.backbones.files import read_state, refuse_other_card
 from her2cache.backbones.network import NetworkRecipe, arrays, fitting, quietly
-from her2cache.embedder import EmbedderSpec, Resize, tensors_sha256
+from her2cache.embedder import EmbedderSpec, Recipe, Resize, tensors_sha256
 from her2cache.errors import EmbedderError, WeightsMismatchError
 
 PREFIX = "torchvision:"
@@ -93,6 +93,35 @@ def load_pooled(architecture: str, weights: str, patch_px: int, *, offline: bool
 def best_weights(architecture: str) -> WeightsEnum:
     """The weights that torchvision thinks best of."""
     return models.get_model_weights(architecture).DEFAULT  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def doubt(recipe: Recipe) -> str:
+    """What was assumed of a file's input where torchvision's own weights of that network differ; "" where it is clear.
+
+    Args:
+        recipe: of any embedder.
+    """
+    spec, source = recipe.spec, recipe.source
+    if not spec.name.startswith(PREFIX) or source is None or recipe.card is not None:
+        return ""
+    kinds = models.get_model_weights(spec.name.removeprefix(PREFIX))
+    if source in kinds.__members__:
+        return ""
+    best, own = best_weights(spec.name.removeprefix(PREFIX)), {kind: _own_input(kind, spec.resize) for kind in kinds}
+    others = [kind.name for kind in kinds if own[kind] != own[best]]
+    if not others:
+        return ""
+    return (
+        f"{spec.name}: {source} does not say what input it wants; that of torchvision's {best.name} is assumed, and"
+        f" {' and '.join(others)} would want another"
+    )
+
+
+def _own_input(weights: WeightsEnum, resize: Resize | None) -> tuple[object, ...]:
+    """What the input of some weights is decided by; patches that are not scaled have to have the side they want."""
+    transform: Any = weights.transforms()
+    own = own_resize(weights)
+    return (*transform.mean, *transform.std, own.crop if resize is None else own)
 
 
 def own_resize(weights: WeightsEnum) -> Resize:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -113,7 +113,10 @@ class FeatureStore:
     # -- spaces
 
     def add_space(self, space: FeatureSpace, *, weights: str | None = None, card: WeightsCard | None = None) -> str:
-        """Records a feature space.
+        """Records a feature space, or adds to its record what was not known of its weights.
+
+        Files of the same tensors may say different things. All labels that any of them has seen count: a card's
+        cases are added to those of the record that is there.
 
         Args:
             space: what it is.
@@ -122,15 +125,20 @@ class FeatureStore:
 
         Returns:
             The space key.
+
+        Raises:
+            CorruptFeaturesError: the record that is there is damaged.
         """
-        record = {
-            "space": space.document(),
-            "name": space.embedder.name,
-            "weights": weights,
-            "card": card.document() if card else None,
-        }
-        self.records.put_new(space_path(space.key), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-        return space.key
+        key, path = space.key, space_path(space.key)
+        if self.records.put_new(path, _space_record(space, weights, card)) or card is None:
+            return key
+        there = self._space(key)
+        if there.card is None:
+            self.records.put(path, _space_record(space, weights, card))
+        elif unseen := set(card.case_ids) - set(there.card.case_ids):
+            cases = tuple(sorted({*there.card.case_ids, *unseen}))
+            self.records.put(path, _space_record(space, there.weights, replace(there.card, case_ids=cases)))
+        return key
 
     def spaces(self) -> list[SpaceInfo]:
         """The feature spaces, by name then key."""
@@ -295,6 +303,13 @@ class FeatureStore:
             data = self.records.get(path)
             if data is not None and decode_slide_id(Path(path).stem) not in committed:
                 yield FailureRecord.from_json(data, f"{self.uri}/{path}")
+
+
+def _space_record(space: FeatureSpace, weights: str | None, card: WeightsCard | None) -> bytes:
+    record: dict[str, Any] = {"space": space.document(), "name": space.embedder.name, "weights": weights}
+    if card is not None:
+        record["card"] = card.document()
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _called(spaces: Iterable[SpaceInfo], name_or_key: str) -> list[SpaceInfo]:

@@ -22,8 +22,18 @@ from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
 from tests.embedders import KINDS, THIRD_PARTY, noisy, requests
 
-BATCHING = Batching(batch=4)
+BATCHING = Batching(batch=2)
 PX = 96
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def every_kind_but_slowly(*heavy: str) -> pytest.MarkDecorator:
+    """Networks that see more than 96 px take a second a test; of each kind there are quick ones, too."""
+    return pytest.mark.parametrize(
+        "kind", [pytest.param(k, marks=pytest.mark.slow) if k in heavy else k for k in KINDS]
+    )
+
 
 _ELSEWHERE = """
 import pickle, sys
@@ -31,7 +41,7 @@ from pathlib import Path
 from tests.embedders import noisy
 from her2cache.embedder import Batching
 for recipe in pickle.loads(Path(sys.argv[1]).read_bytes()):
-    print(recipe.build(Batching(batch=4)).embed(noisy(5)).tobytes().hex())
+    print(recipe.build(Batching(batch=2)).embed(noisy(5)).tobytes().hex())
 """
 
 
@@ -55,7 +65,6 @@ def embedders(recipes: dict[str, Recipe]) -> dict[str, Embedder]:
     return {kind: recipe.build(BATCHING) for kind, recipe in recipes.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
 class TestEmbedder:
     @pytest.fixture
     def recipe(self, recipes: dict[str, Recipe], kind: str) -> Recipe:
@@ -65,6 +74,7 @@ class TestEmbedder:
     def embedder(self, embedders: dict[str, Embedder], kind: str) -> Embedder:
         return embedders[kind]
 
+    @every_kind
     def test_shape_and_dtype(self, embedder: Embedder) -> None:
         for n in (0, 1, 4, 5):
             features = embedder.embed(noisy(n))
@@ -73,18 +83,21 @@ class TestEmbedder:
             assert np.isfinite(features).all()
         assert len(np.unique(features, axis=0)) == 5
 
+    @every_kind_but_slowly("torchvision", "timm")
     def test_the_same_bytes_again_and_where_it_was_sent(self, recipe: Recipe, embedder: Embedder) -> None:
         patches = noisy(4)
         first = embedder.embed(patches).tobytes()
         assert embedder.embed(patches).tobytes() == first
         assert pickle.loads(pickle.dumps(recipe)).build(BATCHING).embed(patches).tobytes() == first
 
+    @every_kind_but_slowly("torchvision")
     def test_the_same_bytes_whatever_the_number_of_patches(self, embedder: Embedder) -> None:
         patches = noisy(6)
         whole = embedder.embed(patches)
         for rows in ([3], [5], [2, 0], [5, 4, 3, 2, 1, 0]):
             assert embedder.embed(patches[rows]).tobytes() == whole[rows].tobytes()
 
+    @every_kind_but_slowly("torchvision", "timm")
     def test_noise_has_the_side_that_the_network_sees(self, embedder: Embedder) -> None:
         patches, side = noisy(5), embedder.spec.input_px
         noise = np.random.default_rng(1).normal(0, 0.1, (5, 3, side, side)).astype(np.float32)
@@ -92,6 +105,7 @@ class TestEmbedder:
         assert embedder.embed(patches, np.zeros_like(noise)).tobytes() == plain.tobytes()
         assert not np.array_equal(embedder.embed(patches, noise), plain)
 
+    @every_kind_but_slowly("torchvision")
     def test_it_changes_nothing_and_learns_nothing(self, embedder: Embedder) -> None:
         patches = noisy(5)
         patches.flags.writeable = False  # as Ray gives them
@@ -108,6 +122,7 @@ class TestEmbedder:
             assert not network.training
             assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
 
+    @every_kind
     def test_the_spec_says_how_patches_come_to_it(self, recipe: Recipe) -> None:
         spec = recipe.spec
         assert (spec.resize is None) == (spec.input_px == PX)
@@ -117,6 +132,7 @@ class TestEmbedder:
         document = json.loads(json.dumps(space.document()))
         assert canonical_json(document) == canonical_json(space.document())
 
+    @every_kind
     def test_what_a_store_keeps_is_enough_to_load_it_again(self, recipe: Recipe) -> None:
         request = recipe.spec.name if recipe.source is None else f"{recipe.spec.name}={recipe.source}"
         assert load_recipe(request, PX, offline=True).spec == recipe.spec

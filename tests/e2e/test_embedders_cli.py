@@ -13,10 +13,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from cluster.batching import fixed_batching
 from cluster.cli.main import main
+from cluster.demo import ready_made
+from cluster.embed_job import precision_warnings
+from her2cache.backbones.registry import load_recipe
+from her2cache.embedder import FeatureSpace
 from her2cache.store.reader import FeatureStore
+from her2cache.store.writer import SlideShape
+from her2cache.tiling import PatchSpec
+from her2cache.tissue import preset
 from tests.embedders import THIRD_PARTY, trained
 from tests.slides import texture, write_slide
+from tests.stores import filled, space
 
 COMMAND = Path(sys.executable).with_name("her2cache")
 
@@ -55,8 +64,8 @@ def test_a_third_party_and_one_trained_at_another_scale(slide: Path, tmp_path: P
     opened = FeatureStore.open(store)
     moments, pcam = opened.find_space("colour-moments"), opened.find_space("alexnet-pcam")
     assert (pcam.card is not None, moments.card) == (True, None)
-    for space in (moments, pcam):
-        made = opened.record("s", space.key).made
+    for one in (moments, pcam):
+        made = opened.record("s", one.key).made
         assert 0 < made["embed_seconds"] < document["seconds"]
         assert made["batching"]["precision"] == "float32"
 
@@ -101,6 +110,61 @@ def test_networks_that_see_another_side_than_the_patches(slide: Path, tmp_path: 
     assert repaired.returncode == 0, repaired.stdout
 
 
+HALF = {"device": "cuda", "precision": "float16"}
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "batching", "said"),
+    [
+        ("cpu", "auto", HALF, ("float32", "float16", "on a GPU")),
+        ("cuda", "float32", HALF, ("float32", "float16", "without --precision float32")),
+        ("cuda", "auto", {"device": "cpu", "precision": "float32"}, ("float16", "float32", "with --precision float32")),
+        ("cuda", "auto", None, ("float16", "float32", "with --precision float32")),
+        ("cuda", "auto", HALF, None),
+        ("cuda", "float32", None, None),
+        ("cpu", "auto", {"device": "cuda", "precision": "float32"}, None),
+    ],
+)
+def test_a_job_of_another_precision_is_warned_of(
+    tmp_path: Path, device: str, precision: str, batching: dict[str, str] | None, said: tuple[str, str, str] | None
+) -> None:
+    store = FeatureStore.create(tmp_path)
+    key = store.add_space(space("net"))
+    filled(store, "r", key).commit({} if batching is None else {"batching": batching})
+    wanted = fixed_batching(96, device, precision)
+    found = precision_warnings("net", store, key, ["r"], wanted)
+    assert found == [
+        f"net: this job computes in {now}, and the slides that its feature space has were computed in {before}: one"
+        f" space would mix both; embed {remedy}, or into another store"
+        for now, before, remedy in ([said] if said else [])
+    ]
+    assert precision_warnings("net", store, key, [], wanted) == []
+    (tmp_path / "commits" / key / "damaged.json").write_text("{")
+    assert precision_warnings("net", store, key, ["damaged", "r"], wanted) == found  # another one says it, too
+
+
+@pytest.mark.slow
+def test_one_space_with_two_precisions_is_warned_of_by_the_command(slide: Path, tmp_path: Path) -> None:
+    spec = load_recipe("alexnet-random", 96).spec
+    store = FeatureStore.create(tmp_path / "store")
+    key = store.add_space(FeatureSpace(PatchSpec(), preset("HE"), spec))
+    writer = store.writer(SlideShape("r", key, np.zeros((1, 2), np.int32), 1, spec.dim, "float16", 96.0, {}))
+    writer.write(0, np.zeros((1, 1, spec.dim), np.float16), np.ones(1, np.bool_))
+    writer.commit({"batching": {"device": "cuda", "precision": "float16"}})
+    asked = ("embed", slide, "--store", store.uri, "--embedder", "alexnet-random", "--precision", "float32")
+    run = command(*asked, "--json")
+    assert run.returncode == 0, run.stderr + run.stdout
+    document = json.loads(run.stdout)
+    assert document["spaces"] == {"alexnet-random": key}
+    (warning,) = document["warnings"]
+    assert "this job computes in float32" in warning
+    assert "were computed in float16" in warning
+    assert document["items"][0]["status"] == "done"
+    again = command(*asked)  # nothing is computed, nothing mixes
+    assert "warning" not in again.stdout
+    assert store.slides(key) == ["r", "s"]
+
+
 def test_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(THIRD_PARTY))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -116,3 +180,24 @@ def test_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found["alexnet-imagenet"]["usable"]
     assert "alexnet-imagenet=FILE" in found["alexnet-imagenet"]["why"]
     assert set(found["alexnet-pcam"]) == {"name", "dim", "input_px", "licence", "usable", "why"}
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x80\x02}q\x00."])
+def test_a_damaged_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """`embedders` and `embed` say which file to delete, and the demo goes on without it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    document = json.loads(CliRunner().invoke(main, ["embedders", "--json"]).stdout)
+    (imagenet,) = [one for one in document["embedders"] if one["name"] == "alexnet-imagenet"]
+    assert not imagenet["usable"]
+    assert f"{path} is damaged" in imagenet["why"]
+    slide = write_slide(tmp_path / "s.tif", texture(96, 96))
+    embed = ["embed", str(slide), "--store", str(tmp_path / "store"), "--embedder", "alexnet-imagenet", "--json"]
+    run = CliRunner().invoke(main, embed)
+    assert run.exit_code == 2
+    assert f"{path} is damaged" in json.loads(run.stdout)["error"]
+    recipes, missing = ready_made(None, offline=False)
+    assert [recipe.spec.name for recipe in recipes] == ["alexnet-random"]
+    assert f"{path} is damaged" in missing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from her2cache.errors import (
 )
 from her2cache.store.reader import FeatureStore
 from her2cache.store.schema import FailureRecord, row_order
+from tests.embedders import card
 from tests.stores import (
     DIM,
     attempt_folder,
@@ -230,6 +232,37 @@ class TestStore:
         assert FeatureStore.create(store.uri).slides(key) == ["s"]
         FeatureStore.create(store.uri).add_space(space(), weights="another.pth")
         assert files_under(Path(store.uri)) == before
+
+    def test_a_space_that_was_made_without_a_card_learns_it(self, store: FeatureStore, key: str) -> None:
+        filled(store, "s", key).commit({})
+        assert store.find_space(key).card is None
+        said = card("ihc", case_ids=("c2", "c1"))
+        assert store.add_space(space(), weights="said.safetensors", card=said) == key
+        found = store.find_space(key)
+        assert (found.card, found.weights) == (said, "said.safetensors")
+        assert found.document == json.loads(json.dumps(space().document()))
+        assert store.slides(key) == ["s"]
+        store.add_space(space(), weights="w.pth")  # what is known stays known
+        assert store.find_space(key) == found
+
+    def test_the_cases_of_every_card_of_a_space_count(self, store: FeatureStore) -> None:
+        first, second = card("ihc", case_ids=("c1", "c2")), card("ihc", case_ids=("c3", "c2"), data_digest="cd" * 32)
+        key = store.add_space(space(), weights="a.safetensors", card=first)
+        before = files_under(Path(store.uri))
+        store.add_space(space(), weights="b.safetensors", card=card("ihc", case_ids=("c2",), data_digest="ef" * 32))
+        assert files_under(Path(store.uri)) == before  # nothing new
+        for said in (second, first):
+            store.add_space(space(), weights="b.safetensors", card=said)
+            found = store.find_space(key)
+            assert (found.card, found.weights) == (replace(first, case_ids=("c1", "c2", "c3")), "a.safetensors")
+        assert FeatureStore.open(store.uri).find_space(key) == found
+
+    def test_a_damaged_space_record_is_not_written_over(self, store: FeatureStore, key: str) -> None:
+        path = Path(store.uri) / f"spaces/{key}.json"
+        path.write_bytes(b"{")
+        with pytest.raises(StoreError, match=f"{key}.json is not a readable record"):
+            store.add_space(space(), card=card("ihc"))
+        assert path.read_bytes() == b"{"
 
     def test_a_file_url(self, store: FeatureStore) -> None:
         assert FeatureStore.open(f"file://{store.uri}").uri == store.uri

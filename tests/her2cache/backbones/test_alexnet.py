@@ -20,7 +20,7 @@ from torchvision.models import alexnet
 
 from her2cache.backbones.alexnet import NAMES, Trunk, load_trunk, trunk_dim
 from her2cache.backbones.registry import load_recipe
-from her2cache.embedder import Batching, FeatureSpace
+from her2cache.embedder import Batching, FeatureSpace, Recipe
 from her2cache.errors import EmbedderError, WeightsMismatchError
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
@@ -55,15 +55,21 @@ def trunk(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) ->
     return load_trunk("alexnet-imagenet", str(path), 64)
 
 
+@pytest.fixture(scope="module")
+def untrained() -> Recipe:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return load_recipe("alexnet-random", 96)
+
+
 def _load(path: Path) -> Trunk:
     return load_trunk("alexnet-imagenet", str(path), 96)
 
 
 class TestFiles:
     def test_one_trunk_has_one_digest_whatever_its_file(
-        self, tmp_path: Path, network: torch.nn.Module, state: dict[str, Tensor], trunk: Trunk
+        self, tmp_path: Path, state: dict[str, Tensor], trunk: Trunk
     ) -> None:
-        torch.save(network.state_dict(), tmp_path / "whole.pth")
         torch.save(dict(reversed(state.items())), tmp_path / "reversed.pth")
         torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
         torch.save({name: value.double() for name, value in state.items()}, tmp_path / "double.pth")
@@ -73,9 +79,19 @@ class TestFiles:
         }
         torch.save(last, tmp_path / "channels_last.pth")
         safetensors.torch.save_file(state, tmp_path / "trunk.safetensors")
+        self._all_of_one_trunk(tmp_path, 5, state, trunk)
+
+    @pytest.mark.slow
+    def test_a_trunk_has_its_digest_in_the_whole_network(
+        self, tmp_path: Path, network: torch.nn.Module, state: dict[str, Tensor], trunk: Trunk
+    ) -> None:
+        torch.save(network.state_dict(), tmp_path / "whole.pth")
         safetensors.torch.save_file(dict(network.state_dict()), tmp_path / "whole.safetensors")
-        files = sorted(path for path in tmp_path.iterdir())
-        assert len(files) == 7
+        self._all_of_one_trunk(tmp_path, 2, state, trunk)
+
+    def _all_of_one_trunk(self, folder: Path, n: int, state: dict[str, Tensor], trunk: Trunk) -> None:
+        files = sorted(path for path in folder.iterdir())
+        assert len(files) == n
         for path in files:
             loaded = _load(path)
             assert loaded.spec.weights_sha256 == trunk.spec.weights_sha256, path.name
@@ -146,8 +162,8 @@ class TestFiles:
         pickle.loads((tmp_path / "new.pth").read_bytes())
         assert witness.exists()  # it would have
 
-    def test_a_whole_module_is_refused(self, tmp_path: Path, network: torch.nn.Module) -> None:
-        torch.save(network, tmp_path / "module.pth")
+    def test_a_whole_module_is_refused(self, tmp_path: Path, network: Any) -> None:
+        torch.save(network.features, tmp_path / "module.pth")
         with pytest.raises(WeightsMismatchError):
             _load(tmp_path / "module.pth")
 
@@ -190,7 +206,6 @@ class TestTrained:
     def test_the_trunk_of_the_whole_network_normalised_as_it_was_trained(
         self, tmp_path: Path, network: Any, task: str
     ) -> None:
-        network = copy.deepcopy(network)
         path = trained(tmp_path / "w.safetensors", task)
         trunk = load_recipe(f"alexnet-{task}={path}", 96)
         assert (trunk.spec.name, trunk.spec.dim, trunk.source) == (f"alexnet-{task}", 1024, str(path))
@@ -198,7 +213,7 @@ class TestTrained:
         assert trunk.card == card(task)
         stored = {name.removeprefix("features."): v for name, v in safetensors.torch.load_file(path).items()}
         patches = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
-        features = network.features
+        features = copy.deepcopy(network.features)
         features.load_state_dict(stored, strict=False)  # beside them is the classifier
         with torch.no_grad():
             x = (torch.from_numpy(patches) / 255 - torch.tensor(trunk.spec.mean)) / torch.tensor(trunk.spec.std)
@@ -294,9 +309,8 @@ class TestRequests:
             with pytest.raises(EmbedderError, match="downloads are off; give a file"):
                 load_recipe(f"alexnet-imagenet{weights}", 96, offline=True)
 
-    def test_random_is_reproducible(self) -> None:
-        torch.manual_seed(1)
-        first = load_recipe("alexnet-random", 96)
+    def test_random_is_reproducible(self, untrained: Recipe) -> None:
+        first = untrained
         torch.manual_seed(2)
         second = load_recipe("alexnet-random", 64)
         assert first.spec.weights_sha256 == second.spec.weights_sha256
@@ -304,10 +318,8 @@ class TestRequests:
         assert first.spec.weights_sha256 == "94a2f6d5452d1a12e361abf7f2f1caa3ee15d85abd65434551f3a7771957cc5c"
         assert (first.spec.mean, first.spec.std) == ((0, 0, 0), (1, 1, 1))
 
-    def test_seeds_of_the_untrained_trunk(self) -> None:
-        zero, three = load_recipe("alexnet-random", 96), load_recipe("alexnet-random=3", 96)
-        assert load_recipe("alexnet-random=0", 96).spec == zero.spec
-        assert load_recipe("alexnet-random-s3", 96).spec == three.spec  # as the store calls it, to embed more slides
+    def test_seeds_of_the_untrained_trunk(self, untrained: Recipe) -> None:
+        zero, three = untrained, load_recipe("alexnet-random=3", 96)
         assert three.spec.name == "alexnet-random-s3"
         assert three.spec.weights_sha256 != zero.spec.weights_sha256
         assert three.source is None
@@ -316,6 +328,12 @@ class TestRequests:
                 load_recipe(request, 96)
         with pytest.raises(EmbedderError, match="is not known"):
             load_recipe("alexnet-random-s3=5", 96)
+
+    @pytest.mark.slow
+    def test_a_seed_by_its_other_name(self, untrained: Recipe) -> None:
+        assert load_recipe("alexnet-random=0", 96).spec == untrained.spec
+        three = load_recipe("alexnet-random=3", 96)
+        assert load_recipe("alexnet-random-s3", 96).spec == three.spec  # as the store calls it, to embed more slides
 
     def test_the_generator_of_the_process_is_left_alone(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
         torch.save(state, tmp_path / "t.pth")
@@ -335,8 +353,8 @@ class TestFeatures:
                 assert features(torch.empty(1, 3, px, px)).flatten(1).shape == (1, trunk_dim(px)), px
 
     @pytest.mark.parametrize(("px", "dim"), [(63, 256), (96, 1024), (224, 9216)])
-    def test_length(self, px: int, dim: int) -> None:
-        trunk = load_recipe("alexnet-random", px)
+    def test_length(self, trunk: Trunk, px: int, dim: int) -> None:
+        trunk = load_trunk("alexnet-imagenet", str(trunk.source), px)
         assert trunk.spec.dim == dim
         patches = np.zeros((2, px, px, 3), np.uint8)
         assert trunk.build(Batching(batch=2)).embed(patches).shape == (2, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import sys
@@ -15,9 +16,9 @@ import timm
 import torch
 from PIL import Image
 
-from her2cache.backbones.hub import _weights_only
+from her2cache.backbones.hub import _weights_only, is_cached
 from her2cache.backbones.registry import load_recipe
-from her2cache.embedder import Batching, Resize
+from her2cache.embedder import Batching, Resize, tensors_sha256
 from her2cache.errors import EmbedderError, WeightsMismatchError
 from tests.embedders import noisy
 
@@ -77,6 +78,55 @@ def test_names_and_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytes
     for request in (f"timm:{NAME}", "timm:hf-hub:nobody/nothing"):
         with pytest.raises(EmbedderError, match="not on this machine, and downloads are off; give a file"):
             load_recipe(request, 96, offline=True)
+
+
+class Hub:
+    """A cache of the hub with one repository, `org/net`, and no connection."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "models--org--net"
+
+    def put(self, revision: str, commit: str, **files: object) -> None:
+        """Stores files under a commit that a branch is at."""
+        (self.folder / "refs").mkdir(parents=True, exist_ok=True)
+        (self.folder / "refs" / revision).write_text(commit)
+        snapshot = self.folder / "snapshots" / commit
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (snapshot / name.replace("_json", ".json").replace("_st", ".safetensors")).write_text(json.dumps(content))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return Hub(tmp_path / "hub")
+
+
+def test_what_the_hub_says_of_a_network_is_part_of_the_key(hub: Hub, file: Path, network: Any) -> None:
+    """How it pools changes its numbers, and neither its tensors nor its name."""
+    plain = {"architecture": "resnet10t", "num_classes": 1000, "pretrained_cfg": dict(network.pretrained_cfg)}
+    patches, found = noisy(2), {}
+    for pool in (None, "avg", "max"):
+        config = plain if pool is None else plain | {"model_args": {"global_pool": pool}}
+        hub.put("main", "a" * 40, config_json=config)
+        recipe = load_recipe(f"timm:hf-hub:org/net={file}", 96)
+        found[pool] = recipe.spec.weights_sha256, recipe.build(Batching(batch=2)).embed(patches)
+    digests = {pool: digest for pool, (digest, _) in found.items()}
+    assert len(set(digests.values())) == 3
+    assert digests[None] == tensors_sha256(recipe.tensors) == load_recipe(f"timm:{NAME}={file}", 96).spec.weights_sha256
+    assert np.array_equal(found[None][1], found["avg"][1])
+    assert not np.array_equal(found["avg"][1], found["max"][1])
+
+
+def test_weights_of_another_revision_are_not_those_asked_for(hub: Hub) -> None:
+    hub.put("main", "a" * 40, config_json={}, model_st={})
+    hub.put("v2", "b" * 40, config_json={})
+    asked = ("", "@main", "@v2", f"@{'a' * 40}", f"@{'b' * 40}", "@v3")
+    here = [is_cached(f"hf-hub:org/net{revision}") for revision in asked]
+    assert here == [True, True, False, True, False, False]
+    with pytest.raises(EmbedderError, match=r"hf-hub:org/net@v2 are not on this machine, and downloads are off"):
+        load_recipe("timm:hf-hub:org/net@v2", 96, offline=True)
 
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

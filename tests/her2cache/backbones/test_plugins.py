@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from her2cache.backbones.listing import available
+from her2cache.backbones.listing import _trunks, available
 from her2cache.backbones.registry import load_recipe
 from her2cache.errors import EmbedderError
 from tests.embedders import THIRD_PARTY
@@ -62,8 +62,8 @@ def test_what_is_asked_for_reaches_it(install: Install) -> None:
     ("code", "reason"),
     [
         ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
-        ("load = 5", "TypeError"),
-        ("def load(*_): return 5", "gave no recipe: spec, source, card, build"),
+        pytest.param("load = 5", "TypeError", marks=pytest.mark.slow),
+        pytest.param("def load(*_): return 5", "gave no recipe: spec, source, card, build", marks=pytest.mark.slow),
         (_GOOD.replace('"mine"', '"another"'), "calls itself 'another'"),
         ("from her2cache.errors import EmbedderError\ndef load(*_): raise EmbedderError('ask its author')", "ask its"),
     ],
@@ -99,10 +99,10 @@ def test_the_list_without_and_with_every_network() -> None:
     assert (short["alexnet-random"].dim, short["alexnet-random"].usable) == (1024, True)
     assert not short["alexnet-pcam"].usable
     assert "her2cache pretrain pcam" in short["alexnet-pcam"].why
-    tiny = {one.name: one for one in available(32)}
+    tiny = {one.name: one for one in _trunks(32)}
     assert not tiny["alexnet-random"].usable
     assert "at least 63 px" in tiny["alexnet-random"].why
-    assert available(224)[0].dim == 9216
+    assert next(_trunks(224)).dim == 9216
 
 
 @pytest.mark.slow
