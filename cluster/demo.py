@@ -42,6 +42,7 @@ class DemoSize:
         pcam: training patches of the synthetic PatchCamelyon.
         ihc: patches of an IHC slide, at most.
         epochs: of either source task.
+        width_px: of a slide.
     """
 
     cases: int
@@ -49,6 +50,7 @@ class DemoSize:
     pcam: int
     ihc: int
     epochs: int
+    width_px: int = 1536
 
 
 _SMALL = """\
@@ -130,7 +132,8 @@ def make_cohort(out: Path, size: str, progress: Callable[[int, int], None]) -> P
     table = out / "cohort" / "cohort.csv"
     if table.exists() and len(read_cohort(table, check_files=True).with_stain("HE").slides) == SIZES[size].cases:
         return table
-    return write_synthetic_cohort(out / "cohort", slides=SIZES[size].cases, progress=progress)
+    wanted = SIZES[size]
+    return write_synthetic_cohort(out / "cohort", slides=wanted.cases, width_px=wanted.width_px, progress=progress)
 
 
 def embed_cohort(table: Path, store: Path, recipes: list[Recipe], watch: Callable[[Progress], None]) -> EmbedReport:

@@ -24,7 +24,7 @@ folds = 2
 test_slides = 4
 
 [bags]
-size = 50
+size = 10
 per_epoch = 64
 validation = 50
 test = 50
@@ -37,6 +37,7 @@ weight_decay = [1e-3, 1e-5]
     pcam=32,
     ihc=6,
     epochs=1,
+    width_px=768,
 )
 
 

@@ -97,8 +97,8 @@ def swept(project: Path) -> Sweep:
 def test_the_files(swept: Sweep) -> None:
     names = {
         *("runs.parquet", "results.parquet", "predictions.parquet", "selection.csv", "nested_splits.csv"),
-        *("table2.csv", "metrics.csv", "nested.csv", "comparison.csv", "baselines.csv", "confusion.csv", "roc.csv"),
-        *("roc.png", "confusion.png", "learning_curves.png", "grid.png"),
+        *("table1.csv", "table2.csv", "metrics.csv", "nested.csv", "comparison.csv", "baselines.csv"),
+        *("confusion.csv", "roc.csv", "roc.png", "confusion.png", "learning_curves.png", "grid.png"),
     }
     assert swept.written == {name: swept.out / name for name in names}
     assert names <= {path.name for path in swept.out.iterdir()}
