@@ -41,6 +41,7 @@ weight_decay = [1e-3, 1e-5]
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_it_goes_from_slides_to_a_heatmap_and_does_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
