@@ -293,6 +293,7 @@ def bad_slides(tmp_path: Path, slides: list[Slide]) -> dict[str, tuple[Slide, st
 
 
 class TestWhichPatches:
+    @pytest.mark.slow
     def test_regions_and_focus_decide_and_a_change_of_them_is_noticed(
         self, slides: list[Slide], trunk: Trunk, store: FeatureStore, tmp_path: Path
     ) -> None:

@@ -48,6 +48,7 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_pcam_from_patches_to_weights_and_a_row_of_table_1(npz: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "pcam.safetensors"
     command = ("pretrain", "pcam", npz, "--out", out, "--epochs", 2, "--batch", 16, "--seed", 3)

@@ -99,6 +99,7 @@ def test_random_trains_every_draw_in_stacks(project: Path, tmp_path: Path) -> No
         assert all(len(r.epochs) == 2 and not r.stopped for runs in tried.values() for r in runs)
 
 
+@pytest.mark.slow
 def test_asha_ends_the_worse_ones_early(project: Path, tmp_path: Path) -> None:
     out = tmp_path
     found = by_embedder(train(project, "asha", out))

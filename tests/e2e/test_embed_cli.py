@@ -65,6 +65,7 @@ def cohort(folder: Path, rows: Sequence[str], name: str = "cohort.csv") -> Path:
     return folder / name
 
 
+@pytest.mark.slow
 def test_a_cohort_with_bad_slides(folder: Path, tmp_path: Path) -> None:
     """The good slides are done, the bad ones listed; a second run has nothing to do and starts no Ray."""
     table = cohort(
