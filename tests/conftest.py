@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,13 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set HER2CACHE_DATA)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def torch_threads() -> Iterator[None]:
+    """Gives the process its number of threads back: embedders and trainings set it."""
+    import torch  # slow to import, and most tests do without
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

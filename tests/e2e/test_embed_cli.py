@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,24 +15,11 @@ from click.testing import CliRunner, Result
 
 from cluster.cli.main import main
 from her2cache.store.reader import FeatureStore
+from tests.commands import COMMAND, command
 from tests.processes import eventually, marked
 from tests.slides import GLASS, texture, write_slide
 
-COMMAND = Path(sys.executable).with_name("her2cache")
 HEADER = "slide_id,case_id,path,stain,her2_score"
-
-
-def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the installed command, away from any terminal."""
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=150,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
-    )
 
 
 def in_process(*arguments: object) -> Result:

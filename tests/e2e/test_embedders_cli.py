@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +20,10 @@ from her2cache.store.reader import FeatureStore
 from her2cache.store.writer import SlideShape
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
+from tests.commands import command
 from tests.embedders import THIRD_PARTY, trained
 from tests.slides import texture, write_slide
 from tests.stores import filled, space
-
-COMMAND = Path(sys.executable).with_name("her2cache")
-
-
-def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=150,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,7 @@ from her2cache.tissue import preset
 from her2cache.weights import write_weights
 from tests.embedders import card, trained
 
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """Embedders set the threads of the process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 @pytest.fixture(scope="module")

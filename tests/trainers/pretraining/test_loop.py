@@ -30,12 +30,7 @@ from trainers.pretraining.stored import StoredPatches
 SETTINGS = PretrainSettings(epochs=9, patience=1, batch=8, learning_rate=1e-3, augment=False, seed=5)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """A training sets the threads of the process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 def patches(n: int, seed: int, *, swapped: bool = False) -> StoredPatches:
