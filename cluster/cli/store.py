@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from cluster.cli.output import Item, Outcome, count_of, err
+from cluster.cli.bars import bar
+from cluster.cli.output import Item, Outcome, count_of
 from cluster.cli.verb import verb
 from her2cache.errors import ConfigError
 
@@ -221,14 +222,10 @@ def _open(uri: str) -> FeatureStore:
 
 def _verify(opened: FeatureStore) -> list[Checked]:
     """Verifies with a bar on stderr, when that is a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
     from her2cache.store.audit import verify as verify_store
 
-    columns = ("verifying", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        return verify_store(opened.records, lambda done, total: bar.update(task, completed=done, total=total))
+    with bar("verifying", "slides") as watch:
+        return verify_store(opened.records, watch)
 
 
 def _name(checked: Checked) -> str:

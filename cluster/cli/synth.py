@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from cluster.cli.output import Item, Outcome, err
+from cluster.cli.bars import bar
+from cluster.cli.output import Item, Outcome
 from cluster.cli.verb import verb
 
 
@@ -34,33 +35,17 @@ def synth(out: Path, slides: int, width: int, mpp: str, pcam: int, seed: int) ->
     With --pcam also patches labelled by whether their middle shows tumour, in the six HDF5 files of
     PatchCamelyon: as many as asked for to train on, an eighth each for validation and test.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
     from her2cache.cohort import read_cohort
     from her2cache.synthetic.cohort import write_synthetic_cohort
     from her2cache.synthetic.pcam import check_patches, write_synthetic_pcam
 
     if pcam:
         check_patches(pcam)  # before minutes of writing slides
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        slide_task = bar.add_task("writing cases", total=slides)
-        table = write_synthetic_cohort(
-            out,
-            slides=slides,
-            width_px=width,
-            mpp=float(mpp),
-            seed=seed,
-            progress=lambda done, total: bar.update(slide_task, completed=done, total=total),
-        )
-        if pcam:
-            patch_task = bar.add_task("writing PCam patches", total=None)
-            write_synthetic_pcam(
-                out / "pcam",
-                pcam,
-                seed=seed,
-                progress=lambda done, total: bar.update(patch_task, completed=done, total=total),
-            )
+    with bar("writing slides", "cases") as watch:
+        table = write_synthetic_cohort(out, slides=slides, width_px=width, mpp=float(mpp), seed=seed, progress=watch)
+    if pcam:
+        with bar("writing PatchCamelyon files", "patches") as watch:
+            write_synthetic_pcam(out / "pcam", pcam, seed=seed, progress=watch)
     written = read_cohort(table).slides
     outputs = {"cohort": str(table), "slides": str(out / "slides"), "truth": str(out / "truth")}
     pcam_lines = [f"  PCam files   {out / 'pcam'} ({pcam:,} patches to train, {pcam // 8:,} each to validate and test)"]
