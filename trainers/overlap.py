@@ -76,7 +76,7 @@ def sentence(embedder: str, found: str) -> str:
         return f"{embedder}: its weights have seen labels of test cases; its numbers are too good."
     if found == "validation":
         return (
-            f"{embedder}: its weights have seen labels of validation cases, so losses there look too good and choose"
-            " epoch and configuration less well; weights for each fold mend that (pretrain ihc --fold)."
+            f"{embedder}: its weights have seen labels of validation cases, so losses there look too good and"
+            " choose less well; weights for each fold mend that (pretrain ihc --fold)."
         )
     return ""

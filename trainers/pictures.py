@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from trainers.learning import draw_learning_curves
 from trainers.results import Row, group, read_csv, read_table, write_csv
 from trainers.roc import Curve, draw_roc, roc_curves, roc_rows
 
+_NOTE_COLUMNS = 90
+"""Letters of a line that fits the narrowest figure."""
+
 _RUN_COLUMNS = ("run_id", "embedder", "outer", "epoch", "train_loss", "val_loss", "best", "selected", "reason")
 
 
@@ -30,7 +34,7 @@ def draw_pictures(sweep_dir: Path, found: Findings) -> dict[str, Path]:
         SweepError: runs.parquet is missing or damaged.
     """
     folder, classes, on = sweep_dir, found.task.classes, found.test_set()
-    notes = "".join(f"{note}\n" for note in found.notes)
+    notes = "".join(f"{textwrap.fill(note, _NOTE_COLUMNS)}\n" for note in found.notes)
     written = ["learning_curves.png", "grid.png"]
     if curves := {e: _curves(found, e) for e in found.embedders if e in found.selected}:
         with whole(folder / "roc.csv") as partial:
