@@ -43,10 +43,13 @@ class EventFiles:
         for run_id in {step.run_id for step in steps} & self._files.keys():
             self._files[run_id].flush()
 
-    def ended(self, plan: FitPlan, reason: str) -> None:
+    def paused(self, plan: FitPlan) -> None:
         for run_id in plan.run_ids():
             if file := self._files.pop(run_id, None):
                 file.close()
+
+    def ended(self, plan: FitPlan, reason: str) -> None:
+        self.paused(plan)
 
     def _begin(self, plan: FitPlan, run_id: str) -> None:
         if file := self._files.pop(run_id, None):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.capacity import Capacity, Terms
 from cluster.events import EventFiles
-from cluster.progress import SweepProgress, work_of
-from cluster.searches import Asha, Optuna, asked_for, by_configuration, name_search, searches_of
-from cluster.trials import Ground, Jobs, Search, train
+from cluster.progress import Listener, SweepProgress, work_of
+from cluster.searches import Searches, asked_for, given, name_search, searches_of
+from cluster.trials import Ground, Jobs, Relay, train
 from trainers.candidates import draw_configurations
 from trainers.fit import conclude, failed_runs
 from trainers.ledger import Run, read_run, write_failure
@@ -46,10 +46,10 @@ class Fits:
         """All fits; with Optuna those that it has asked for so far."""
         if self.method == "optuna":
             return [
-                replace(plan, configurations=(configuration,))
+                plan
                 for name, plans in self._templates().items()
-                for configuration in asked_for(name, self.out)
-                for plan in plans
+                for configuration in dict.fromkeys(asked_for(name, self.out))
+                for plan in given(plans, configuration)
             ]
         return self.study.plans(self.stack, configurations_of(self.study))
 
@@ -64,9 +64,7 @@ class Fits:
 
     def complete(self) -> bool:
         """Whether there is nothing to train."""
-        if self.method == "optuna" and self._optuna().missing():
-            return False
-        return not self.missing()
+        return not self.missing() and not self._undrawn()
 
     def train(self, terms: Terms, capacity: Capacity, progress: SweepProgress) -> dict[str, str]:
         """Trains what is missing on a Ray that is already started.
@@ -74,21 +72,19 @@ class Fits:
         Returns:
             Stack id of each fit that failed as a whole -> why.
         """
+        missing, dims = self.missing(), self._dims()
         ground = Ground(self.study.experiment.data.store, self.out, terms.gpus)
         listeners = (progress, EventFiles(self.out / "tensorboard"))
-        if self.method == "optuna":
-            searcher, templates = self._optuna(), self._templates()
-            self._announce(progress, [p for name, own in templates.items() for p in own * searcher.missing(name)])
-            search = Search(searcher=searcher, samples=searcher.missing(), at_once=capacity.cpus)
-            return train(Jobs(templates=templates), ground, listeners, search)
-        missing = self.missing()
-        if self.method == "asha":
-            return self._train_asha(missing, ground, progress)
+        if self.method in {"asha", "optuna"}:
+            draws = {(name_search(plan), plan.configurations) for plan in missing}  # trained on all their folds
+            again = [plan for plan in self.plans() if (name_search(plan), plan.configurations) in draws]
+            self._announce(progress, again + self._undrawn())
+            return self._search(ground, listeners, capacity.cpus)
         self._announce(progress, missing)
-        dims = self._dims()
         # the long ones first: one that began last would keep the others' cores waiting
         ordered = sorted(missing, key=lambda plan: -work_of(plan, dims))
-        return train(Jobs(tuple((plan,) for plan in ordered)), ground, listeners)
+        jobs = Jobs(tuple((plan,) for plan in ordered))
+        return train(jobs, ground, Relay(jobs, listeners))
 
     def runs(self, failures: Mapping[str, str]) -> list[Run]:
         """All runs; those of a fit that failed as a whole are tried again when the sweep is resumed."""
@@ -98,26 +94,39 @@ class Fits:
         return runs
 
     def _runs_of(self, plan: FitPlan, failures: Mapping[str, str]) -> list[Run]:
-        if all(has_ended(run_id, self.out) for run_id in plan.run_ids()):
+        if self._has_ended(plan):
             return [read_run(run_id, self.out / "ledger") for run_id in plan.run_ids()]
-        failure = failures.get(plan.stack_id(), "")
-        if not failure and self.method == "asha" and (runs := conclude(plan, self.out, "asha")):
-            return runs
-        failed = failed_runs(plan, failure or _UNFINISHED)
+        failed = failed_runs(plan, failures.get(plan.stack_id(), _UNFINISHED))
         for run in failed:
             write_failure(run, self.out / "ledger")
         return failed
 
-    def _train_asha(self, missing: Sequence[FitPlan], ground: Ground, progress: SweepProgress) -> dict[str, str]:
-        """All trials of the searches that miss some: those that have ended replay their losses to the scheduler."""
-        names = {name_search(plan) for plan in missing}
-        own = [plan for plan in self.plans() if name_search(plan) in names]
-        self._announce(progress, own)
-        todo = {plan.stack_id() for plan in missing}
-        trials = sorted(by_configuration(own), key=lambda plans: any(plan.stack_id() in todo for plan in plans))
-        scheduler = Asha([name_search(plans[0]) for plans in trials], self.study.experiment.training.epochs)
-        listeners = (progress, EventFiles(self.out / "tensorboard"))
-        return train(Jobs(tuple(trials)), ground, listeners, Search(scheduler=scheduler, watched=True))
+    def _search(self, ground: Ground, listeners: Sequence[Listener], at_once: int) -> dict[str, str]:
+        jobs = Jobs(templates=self._templates())
+        relay = Relay(jobs, listeners)
+
+        def stop(plans: Sequence[FitPlan]) -> None:
+            going = [plan for plan in plans if not self._has_ended(plan)]
+            for plan in going:
+                conclude(plan, self.out, self.method)
+            relay.end(going)
+
+        searches = Searches(self.study.experiment, jobs.templates, self.out, stop)
+        return train(jobs, ground, relay, searches, at_once)
+
+    def _undrawn(self) -> list[FitPlan]:
+        """What Optuna is still to draw, with a configuration that stands for any."""
+        if self.method != "optuna":
+            return []
+        samples = self.study.experiment.search.samples
+        return [
+            plan
+            for name, plans in self._templates().items()
+            for plan in plans * max(0, samples - len(asked_for(name, self.out)))
+        ]
+
+    def _has_ended(self, plan: FitPlan) -> bool:
+        return all(has_ended(run_id, self.out) for run_id in plan.run_ids())
 
     def _announce(self, progress: SweepProgress, plans: Sequence[FitPlan]) -> None:
         """Tells the progress what is to be trained, and what has ended."""
@@ -132,9 +141,6 @@ class Fits:
         """Plans of each search, with a configuration that stands for any."""
         plans = self.study.plans(1, self.study.experiment.training.grid()[:1])
         return {name: tuple(own) for name, own in searches_of(plans).items()}
-
-    def _optuna(self) -> Optuna:
-        return Optuna(self.study.experiment, self._templates(), self.out)
 
 
 def configurations_of(study: Study) -> tuple[Configuration, ...]:

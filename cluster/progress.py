@@ -23,6 +23,10 @@ class Listener(Protocol):
         """Epochs of its runs. They begin anew at 1 when another process goes on with the fit."""
         ...
 
+    def paused(self, plan: FitPlan) -> None:
+        """The fit gave up its process until its search says whether it goes on."""
+        ...
+
     def ended(self, plan: FitPlan, reason: str) -> None:
         """The fit has ended; `reason` says why it failed."""
         ...
@@ -163,11 +167,16 @@ class SweepProgress:
             counts.configuration = dict(zip(plan.run_ids(), plan.configurations, strict=True))[best.run_id]
         self.watch(self)
 
-    def ended(self, plan: FitPlan, reason: str) -> None:
-        counts, course = self.embedders[plan.embedder], self._course(plan)
+    def paused(self, plan: FitPlan) -> None:
+        course = self._course(plan)
         if course.running:
             course.running = False
-            counts.running -= 1
+            self.embedders[plan.embedder].running -= 1
+        self.watch(self)
+
+    def ended(self, plan: FitPlan, reason: str) -> None:
+        self.paused(plan)
+        counts, course = self.embedders[plan.embedder], self._course(plan)
         counts.failed += bool(reason)
         counts.done += not reason
         self._set_epochs(counts, course, plan.settings.epochs)  # those that patience or a scheduler spared as well

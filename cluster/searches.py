@@ -1,40 +1,31 @@
-"""Searches beyond the grid: ASHA ends bad configurations early, Optuna learns from those before.
+"""Searches beyond the grid under Tune: ASHA ends bad configurations early, Optuna learns from those before.
 
-A trial is one configuration of one embedder on all folds and seeds of a round, in lockstep. It reports what
-configurations are chosen by, the mean over folds of the least validation loss so far. A search is of one embedder in
-one round; all of them share the machine.
+A draw is one configuration of one embedder on all folds and seeds of a round, in lockstep; what it is judged by is what
+configurations are chosen by, the mean over folds of the least validation loss so far. A trial trains a draw for a
+stretch of epochs, after which its search says whether it goes on. A search is of one embedder in one round; all of them
+share the machine.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from cluster.trials import METRIC, TIME
-from her2cache.errors import ConfigError
-from trainers.candidates import round_configuration
+from cluster.trials import LOSS
+from trainers.candidates import Search, Stretch, draw_configurations
 from trainers.config import Experiment
-from trainers.ledger import read_run, safe_name
+from trainers.halving import Halving
+from trainers.ledger import safe_name
+from trainers.lockstep import ledger_curves, mean_least_loss
+from trainers.parzen import Parzen
 from trainers.plan import FitPlan
 from trainers.progress import has_ended
 from trainers.stack import Configuration
-
-if TYPE_CHECKING:
-    from ray.tune.search.optuna import OptunaSearch
-
-REDUCTION = 3
-"""ASHA lets the better third of the configurations go on at each rung."""
-
-_FIRST_RUNG = 0.1
-"""Of the epochs: before it no configuration is ended."""
 
 
 def searches_of(plans: Sequence[FitPlan]) -> dict[str, list[FitPlan]]:
@@ -50,81 +41,55 @@ def name_search(plan: FitPlan) -> str:
     return safe_name(plan.embedder) + ("" if plan.outer is None else f"-o{plan.outer}")
 
 
-def by_configuration(plans: Sequence[FitPlan]) -> list[tuple[FitPlan, ...]]:
-    """Plans of one run each -> the trials of ASHA, one a search and configuration."""
-    trials: dict[tuple[str, Configuration], list[FitPlan]] = {}
-    for plan in plans:
-        trials.setdefault((name_search(plan), plan.configurations[0]), []).append(plan)
-    return [tuple(own) for own in trials.values()]
+def given(plans: Sequence[FitPlan], configuration: Configuration) -> tuple[FitPlan, ...]:
+    """The plans of a search -> those of one of its draws."""
+    return tuple(replace(plan, configurations=(configuration,)) for plan in plans)
 
 
-class Asha(FIFOScheduler):
-    """Asynchronous successive halving (Li et al. 2020), for each search on its own.
+class Searches(Searcher):
+    """The searches of a sweep. The one with the most draws left is asked first.
 
-    Args:
-        searches: name of the search of each listed job.
-        epochs: of a run.
-    """
-
-    def __init__(self, searches: Sequence[str], epochs: int) -> None:
-        super().__init__()
-        first = max(1, round(epochs * _FIRST_RUNG))
-        self._names = tuple(searches)
-        self._halving = {
-            name: ASHAScheduler(TIME, METRIC, "min", max_t=epochs, grace_period=first, reduction_factor=REDUCTION)
-            for name in searches
-        }
-
-    def _of(self, trial: Any) -> Any:
-        return self._halving[self._names[trial.config["job"]]]
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self._of(trial).on_trial_add(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return self._of(trial).on_trial_result(tune_controller, trial, result)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if not result.get("reason"):
-            self._of(trial).on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        self._of(trial).on_trial_remove(tune_controller, trial)
-
-
-class Optuna(Searcher):
-    """Optuna's tree-structured Parzen estimator, for each search on its own; they are asked in turn.
-
-    What was asked for is written to `out/search`, so that a resumed sweep finishes it before it asks for more, and
-    tells Optuna what had ended.
+    What the ledger has is not trained again: its losses are told to the search.
 
     Args:
-        experiment: gives the ranges, the number of samples and the seed.
+        experiment: says how to search; "asha" or "optuna".
         templates: name of a search -> its plans, whatever their configurations.
-        out: sweep directory.
+        out: sweep directory. What Optuna draws is written to its folder `search`, so that a resumed sweep finishes it.
+        stop: given the plans of a draw that is to be trained no further, although it has epochs left.
 
     Raises:
-        ConfigError: Optuna is not installed.
+        ConfigError: Optuna is needed and not installed.
     """
 
-    def __init__(self, experiment: Experiment, templates: Mapping[str, Sequence[FitPlan]], out: Path) -> None:
-        super().__init__(metric=METRIC, mode="min")
-        self._searches = {name: _OptunaSearch(experiment, name, own, out) for name, own in templates.items()}
-        self._of: dict[str, _OptunaSearch] = {}
-
-    def missing(self, search: str | None = None) -> int:
-        """Trials that are to be run, of one search or of all."""
-        return sum(own.missing for name, own in self._searches.items() if search in {None, name})
+    def __init__(
+        self,
+        experiment: Experiment,
+        templates: Mapping[str, Sequence[FitPlan]],
+        out: Path,
+        stop: Callable[[Sequence[FitPlan]], None],
+    ) -> None:
+        super().__init__(metric=LOSS, mode="min")
+        self._searches = {name: _search(experiment, name, out) for name in templates}
+        self._templates, self._out, self._stop = templates, out, stop
+        self._running: dict[str, tuple[str, Stretch]] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        search = max(self._searches.values(), key=lambda search: search.missing)
-        if not search.missing:
-            return Searcher.FINISHED
-        self._of[trial_id] = search
-        return search.suggest(trial_id)
+        """The next stretch as a trial's `config`; None when outcomes have to come first."""
+        for name in sorted(self._searches, key=lambda name: -self._searches[name].left):
+            if stretch := self._next(name):
+                self._running[trial_id] = name, stretch
+                c = stretch.configuration
+                return {
+                    "search": name,
+                    "learning_rate": c.learning_rate,
+                    "weight_decay": c.weight_decay,
+                    "until": stretch.until,
+                }
+        return None if any(search.left for search in self._searches.values()) else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._of.pop(trial_id).on_trial_complete(trial_id, result, error)
+        name, stretch = self._running.pop(trial_id)
+        self._tell(name, stretch, None if error or result is None or result.get("reason") else result[LOSS])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: Tune's own restore is not used."""
@@ -132,92 +97,34 @@ class Optuna(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
 
+    def _next(self, name: str) -> Stretch | None:
+        """What a search wants trained and the ledger has not."""
+        while stretch := self._searches[name].next():
+            plans = given(self._templates[name], stretch.configuration)
+            if not all(has_ended(i, self._out) for plan in plans for i in plan.run_ids()):
+                return stretch
+            fits = [ledger_curves(plan, self._out) for plan in plans]
+            self._tell(name, stretch, mean_least_loss(fits, stretch.until))
+        return None
 
-class _OptunaSearch:
-    """One search of `Optuna`."""
-
-    def __init__(self, experiment: Experiment, name: str, templates: Sequence[FitPlan], out: Path) -> None:
-        self._name, self._out = name, out
-        asked = asked_for(name, out)
-        losses = {c: _mean_loss(templates, c, out) for c in asked}
-        finished = {c: loss for c, loss in losses.items() if loss is not None}
-        self._asked = list(asked)
-        self.missing = max(0, experiment.search.samples - len(finished))
-        if self.missing:
-            unfinished = [c for c in asked if c not in finished]
-            self._optuna = _optuna(experiment, unfinished, seed=experiment.search.seed + len(asked))
-            for c, loss in finished.items():
-                self._optuna.add_evaluated_point(_point(c, experiment), loss)
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        point: dict[str, Any] = self._optuna.suggest(trial_id) or {}
-        configuration = round_configuration(point["learning_rate"], point["weight_decay"])
-        if configuration not in self._asked:
-            self._asked.append(configuration)
-            _write_asked(self._asked, self._name, self._out)
-        self.missing -= 1
-        return {"search": self._name, **point}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
-        failed = error or bool((result or {}).get("reason"))
-        self._optuna.on_trial_complete(trial_id, None if failed else result, failed)
+    def _tell(self, name: str, stretch: Stretch, loss: float | None) -> None:
+        for configuration in self._searches[name].tell(stretch.draw, loss):
+            self._stop(given(self._templates[name], configuration))
 
 
 def asked_for(search: str, out: Path) -> tuple[Configuration, ...]:
-    """The configurations that a search has asked for so far."""
+    """What Optuna has drawn so far for a search, in order; a configuration twice where ranges are very narrow."""
     try:
         return tuple(Configuration(*pair) for pair in json.loads(_path(search, out).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return ()
 
 
-def require_optuna() -> None:
-    """Checks that Optuna is installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    try:
-        import optuna  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "[search] method = 'optuna' needs Optuna, which is not installed: pip install 'her2cache[optuna]', or "
-            "choose another method"
-        ) from error
-
-
-def _optuna(experiment: Experiment, first: Sequence[Configuration], seed: int) -> OptunaSearch:
-    """A search that begins with some configurations."""
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("ray.tune.search.optuna").setLevel(logging.CRITICAL)
-    t = experiment.training
-    ranges = {"learning_rate": t.learning_rate, "weight_decay": t.weight_decay}
-    space = {
-        key: optuna.distributions.FloatDistribution(min(values), max(values), log=True)
-        for key, values in ranges.items()
-    }
-    points = [_point(c, experiment) for c in first] or None
-    return OptunaSearch(space, METRIC, "min", points_to_evaluate=points, seed=seed)
-
-
-def _point(configuration: Configuration, experiment: Experiment) -> dict[str, float]:
-    """A configuration as Optuna knows it: rounding must not have pushed it out of its range."""
-    t = experiment.training
-    return {
-        "learning_rate": min(max(configuration.learning_rate, min(t.learning_rate)), max(t.learning_rate)),
-        "weight_decay": min(max(configuration.weight_decay, min(t.weight_decay)), max(t.weight_decay)),
-    }
-
-
-def _mean_loss(templates: Sequence[FitPlan], configuration: Configuration, out: Path) -> float | None:
-    """What a trial that has ended reported; None when it has not ended."""
-    ids = [i for plan in templates for i in replace(plan, configurations=(configuration,)).run_ids()]
-    if not all(has_ended(i, out) for i in ids):
-        return None
-    return float(np.mean([read_run(i, out / "ledger").val_loss for i in ids]))
+def _search(experiment: Experiment, name: str, out: Path) -> Search:
+    training, search = experiment.training, experiment.search
+    if search.method == "asha":
+        return Halving(draw_configurations(training, search), training.epochs)
+    return Parzen(training, search, asked_for(name, out), lambda asked: _write_asked(asked, name, out))
 
 
 def _write_asked(configurations: Sequence[Configuration], search: str, out: Path) -> None:

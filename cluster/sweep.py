@@ -13,11 +13,11 @@ from cluster.directory import Begun, claim, locked, write_environment
 from cluster.fits import Fits, configurations_of
 from cluster.progress import SweepProgress
 from cluster.resources import ray_session
-from cluster.searches import require_optuna
 from her2cache.errors import ConfigError, SweepError
 from trainers.conclusion import conclude_sweep
 from trainers.config import read_experiment
 from trainers.ledger import Run
+from trainers.parzen import require_optuna
 from trainers.study import Study, open_study
 
 

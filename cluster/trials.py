@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -17,7 +18,6 @@ from typing import Any
 import ray
 import torch
 from ray import tune
-from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from cluster.progress import Listener
@@ -27,8 +27,8 @@ from trainers.fit import SAVE_EVERY
 from trainers.lockstep import Lockstep, Step
 from trainers.plan import FitPlan
 
-METRIC, TIME = "val_loss", "epoch"
-"""What a trial reports: see `Lockstep.val_loss` and `Lockstep.epochs_done`."""
+LOSS = "val_loss"
+"""What a trial reports for its search: see `Lockstep.val_loss`."""
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -61,8 +61,8 @@ class Jobs:
 
     Attributes:
         listed: plans of each trial, known beforehand; `{"job": position}`.
-        templates: name of a search -> plans that are given the configuration that it asks for;
-            `{"search": name, "learning_rate": ..., "weight_decay": ...}`.
+        templates: name of a search -> plans that are given the configuration that it asks for, and trained until they
+            have so many epochs; `{"search": name, "learning_rate": ..., "weight_decay": ..., "until": epochs}`.
     """
 
     listed: tuple[tuple[FitPlan, ...], ...] = ()
@@ -91,56 +91,33 @@ class Ground:
     gpus: float = 0.0
 
 
-@dataclass(frozen=True)
-class Search:
-    """How Tune is to choose and to end trials.
-
-    Attributes:
-        scheduler: ends trials early; None lets all go to their end.
-        searcher: asks for configurations; None runs the listed jobs.
-        samples: trials that the searcher asks for.
-        at_once: of these.
-        watched: whether every epoch is reported, and saved so that a trial can be ended there.
-    """
-
-    scheduler: TrialScheduler | None = None
-    searcher: Searcher | None = None
-    samples: int = 1
-    at_once: int | None = None
-    watched: bool = False
-
-
-def train(jobs: Jobs, ground: Ground, listeners: Sequence[Listener], search: Search | None = None) -> dict[str, str]:
+def train(
+    jobs: Jobs, ground: Ground, relay: Relay, searcher: Searcher | None = None, at_once: int | None = None
+) -> dict[str, str]:
     """Trains fits on a Ray that is already started.
 
     Args:
         jobs: the trials.
         ground: where.
-        listeners: told of every fit.
-        search: how trials are chosen and ended; None trains every listed job to its end.
+        relay: told of every trial.
+        searcher: asks for trials; None trains every listed job.
+        at_once: trials of a searcher.
 
     Returns:
-        Stack id of each fit that failed as a whole -> why. The runs of all others have their files in
-        `out/ledger`, those that a scheduler ended excepted.
+        Stack id of each fit that failed as a whole -> why. The runs of all others have their files in `out/ledger`.
     """
-    search = search or Search()
     os.environ.update(_QUIET)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are returned, not logged
-    relay = _Relay(jobs, listeners)
-    save_every = 0.0 if search.watched else SAVE_EVERY
-    trial = tune.with_parameters(
-        _Trial, jobs=jobs, ground=ground, save_every=save_every, report_every=0.0 if search.watched else _REPORT_S
-    )
-    space = {} if search.searcher else {"job": tune.grid_search(list(range(len(jobs.listed))))}
+    trial = tune.with_parameters(_Trial, jobs=jobs, ground=ground, save_every=SAVE_EVERY, report_every=_REPORT_S)
+    space = {} if searcher else {"job": tune.grid_search(list(range(len(jobs.listed))))}
     with _scratch(ground.out) as scratch:
         tune.Tuner(
             tune.with_resources(trial, {"cpu": 1, "gpu": ground.gpus} if ground.gpus else {"cpu": 1}),
             param_space=space,
             tune_config=tune.TuneConfig(
-                scheduler=search.scheduler,
-                search_alg=search.searcher,
-                num_samples=search.samples,
-                max_concurrent_trials=search.at_once,
+                search_alg=searcher,
+                num_samples=-1 if searcher else 1,  # a searcher says itself when it is done
+                max_concurrent_trials=at_once,
                 reuse_actors=True,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
@@ -203,7 +180,7 @@ class _Trial(tune.Trainable):
             no_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)
             reason = _NO_MEMORY if no_memory else f"{type(error).__name__}: {error}"
         self._release()
-        return {"reason": reason, "done": True, "steps": [], METRIC: float("inf"), TIME: 0}
+        return {"reason": reason, "done": True, "over": True, "steps": [], LOSS: float("inf")}
 
     def cleanup(self) -> None:
         self._release()
@@ -214,17 +191,20 @@ class _Trial(tune.Trainable):
             plans = self._jobs.plans(self.config)
             training = Lockstep(plans, self._ground.store, self._ground.out, self._device, self._save_every)
             self._training = training
-        until = time.monotonic() + self._report_every
-        while not training.done:
+        report, until = time.monotonic() + self._report_every, self.config.get("until", sys.maxsize)
+        while not training.done and training.epochs_done < until:
             training.epoch()
-            if time.monotonic() >= until:
+            if time.monotonic() >= report:
                 break
+        done = training.done or training.epochs_done >= until
+        if done and not training.done:
+            training.save()
         return {
             "reason": "",
-            "done": training.done,
+            "done": done,
+            "over": training.done,
             "steps": training.news(),
-            METRIC: training.val_loss,
-            TIME: training.epochs_done,
+            LOSS: training.val_loss(min(until, training.epochs_done)),
         }
 
     def _release(self) -> None:
@@ -234,8 +214,16 @@ class _Trial(tune.Trainable):
             torch.cuda.empty_cache()
 
 
-class _Relay(tune.Callback):
-    """Tells listeners what Tune's loop sees."""
+class Relay(tune.Callback):
+    """Tells listeners what Tune's loop sees.
+
+    Args:
+        jobs: the trials.
+        listeners: told of every fit.
+
+    Attributes:
+        failures: stack id of each fit that failed as a whole -> why.
+    """
 
     def __init__(self, jobs: Jobs, listeners: Sequence[Listener]) -> None:
         self._jobs, self._listeners = jobs, list(listeners)
@@ -258,13 +246,19 @@ class _Relay(tune.Callback):
             self._tell(lambda listener, k=k, told=told: listener.stepped(plans[k], told))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, trial.last_result.get("reason", ""))
+        plans = self._jobs.plans(trial.config)
+        if trial.last_result["over"]:
+            self.end(plans, trial.last_result["reason"])
+        else:
+            for plan in plans:
+                self._tell(lambda listener, plan=plan: listener.paused(plan))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, _DIED)
+        self.end(self._jobs.plans(trial.config), _DIED)
 
-    def _end(self, trial: Any, reason: str) -> None:
-        for plan in self._jobs.plans(trial.config):
+    def end(self, plans: Sequence[FitPlan], reason: str = "") -> None:
+        """Fits have ended; `reason` says why they failed."""
+        for plan in plans:
             if reason:
                 self.failures[plan.stack_id()] = reason
             self._tell(lambda listener, plan=plan: listener.ended(plan, reason))

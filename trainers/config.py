@@ -155,11 +155,13 @@ class SearchSection(_Section):
             span, evenly on a logarithmic scale: "random" trains every draw to its end, "asha" ends the worse ones
             early, "optuna" lets earlier results guide later draws.
         samples: draws of an embedder.
+        at_once: draws of an embedder that "optuna" has trained at once: each knows the results of all but these.
         seed: of the draws.
     """
 
     method: Literal["grid", "random", "asha", "optuna"] = "grid"
     samples: Positive = 20
+    at_once: Positive = 4
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 123
 
 

@@ -69,15 +69,10 @@ class Lockstep:
     def done(self) -> bool:
         return all(m.done and m.epochs_done <= self.epochs_done for m in self._members)
 
-    @property
-    def val_loss(self) -> float:
-        """Mean over the fits of the least validation loss so far, by which configurations are chosen; infinite as soon
-        as one has failed."""
-        losses = [
-            min((e.val_loss for epochs in m.curves.values() for e in epochs[: self.epochs_done]), default=math.inf)
-            for m in self._members
-        ]
-        return math.fsum(losses) / len(losses)
+    def val_loss(self, epochs: int | None = None) -> float:
+        """Mean over the fits of the least validation loss in the first `epochs`, all that are done when there is none
+        given; configurations are chosen by it. It is infinite as soon as one has failed."""
+        return mean_least_loss([m.curves for m in self._members], epochs or self.epochs_done)
 
     def epoch(self) -> None:
         """Trains every fit that is not done, and not ahead of the others, for one epoch."""
@@ -85,6 +80,12 @@ class Lockstep:
             if not member.done and member.epochs_done == self.epochs_done:
                 member.epoch()
         self.epochs_done += 1
+
+    def save(self) -> None:
+        """Writes the epoch checkpoints of the fits that are not done, so that another process goes on from here."""
+        for member in self._members:
+            if not member.done:
+                member.save()
 
     def news(self) -> list[Step]:
         """Epochs since the last call; at the first, also those of an earlier process."""
@@ -95,6 +96,12 @@ class Lockstep:
             for run_id, epochs in member.curves.items()
             for number, epoch in enumerate(epochs[told : self.epochs_done], start=told + 1)
         ]
+
+
+def mean_least_loss(fits: Sequence[Curves], epochs: int) -> float:
+    """Mean over fits of the least validation loss of their runs in the first `epochs`; see `Lockstep.val_loss`."""
+    losses = [min((e.val_loss for run in curves.values() for e in run[:epochs]), default=math.inf) for curves in fits]
+    return math.fsum(losses) / len(losses)
 
 
 class _Member(Protocol):
@@ -110,6 +117,7 @@ class _Member(Protocol):
     @property
     def curves(self) -> Curves: ...
     def epoch(self) -> None: ...
+    def save(self) -> None: ...
 
 
 class _Trained:
@@ -140,21 +148,32 @@ class _Trained:
         if self.done:
             self._fit.finish(self._out)
         elif time.monotonic() - self._saved >= self._save_every:
-            self._fit.save(self._out)
-            self._saved = time.monotonic()
+            self.save()
+
+    def save(self) -> None:
+        self._fit.save(self._out)
+        self._saved = time.monotonic()
 
 
 class _Replayed:
     """A fit that the ledger has."""
 
     def __init__(self, plan: FitPlan, out: Path) -> None:
-        runs = [read_run(run_id, out / "ledger") for run_id in plan.run_ids()]
-        self.curves: Curves = {run.run_id: run.epochs for run in runs if not run.reason}
+        self.curves = ledger_curves(plan, out)
         self.epochs_done = self.epochs_before = max(map(len, self.curves.values()), default=0)
         self.done = True
 
     def epoch(self) -> None:
         raise AssertionError("a fit that is done has no more epochs")
+
+    def save(self) -> None:
+        raise AssertionError("a fit that is done has no epoch checkpoint")
+
+
+def ledger_curves(plan: FitPlan, out: Path) -> Curves:
+    """The epochs of a fit whose runs have all ended."""
+    runs = [read_run(run_id, out / "ledger") for run_id in plan.run_ids()]
+    return {run.run_id: run.epochs for run in runs if not run.reason}
 
 
 def _open(plan: FitPlan, store: str, out: Path, device: str, save_every: float) -> _Member:

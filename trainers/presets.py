@@ -57,6 +57,7 @@ seed = 123                      # of initial weights and bags
 [search]
 method = "grid"                 # "random", "asha" (ends bad runs early) and "optuna" draw from the ranges of the lists
 samples = 20                    # draws an embedder; the grid has no use for them
+at_once = 4                     # draws an embedder that "optuna" trains at once; each knows the results of all others
 seed = 123                      # of the draws
 
 [testing]

@@ -68,7 +68,7 @@ class TestTrial:
         jobs = Jobs(tuple((plan,) for plan in plans))
         trial = trial_of(jobs, project, tmp_path, job=0)
         results = [trial.step() for _ in range(3)]
-        assert [r["epoch"] for r in results] == [1, 2, 3]
+        assert [step.epoch for r in results for step in r["steps"]] == [1, 1, 2, 2, 3, 3]
         assert [r["done"] for r in results] == [False, False, True]
         assert [len(r["steps"]) for r in results] == [2, 2, 2]  # of two runs
         assert results[2]["val_loss"] <= results[0]["val_loss"]
@@ -79,10 +79,18 @@ class TestTrial:
 
     def test_a_configuration_that_a_search_asks_for(self, project: Path, plans: list[FitPlan], tmp_path: Path) -> None:
         jobs = Jobs(templates={"net": tuple(plans)})
-        trial = trial_of(jobs, project, tmp_path, search="net", learning_rate=0.0012345, weight_decay=1e-5)
-        while not (result := trial.step())["done"]:
-            pass
-        assert result["epoch"] == 3
+        trial = trial_of(jobs, project, tmp_path, search="net", learning_rate=0.0012345, weight_decay=1e-5, until=2)
+        assert [(r["done"], r["over"]) for r in (trial.step(), trial.step())] == [(False, False), (True, False)]
+        assert not (tmp_path / "ledger").exists()
+        trial.config["until"] = 1  # as a sweep that was killed asks for again: it is told, not trained
+        assert trial.reset_config(trial.config)
+        again = trial.step()
+        assert (again["done"], again["over"], {step.is_new for step in again["steps"]}) == (True, False, {False})
+        trial.config["until"] = 3
+        assert trial.reset_config(trial.config)
+        result = trial.step()
+        assert (result["done"], result["over"]) == (True, True)
+        assert result["val_loss"] <= again["val_loss"]
         for plan in plans:
             (run_id,) = replace(plan, configurations=(Configuration(0.00123, 1e-5),)).run_ids()
             assert has_run(run_id, tmp_path / "ledger")

@@ -48,6 +48,10 @@ epochs = {epochs}
 batch_bags = 16
 learning_rate = [1e-2, 1e-4]
 weight_decay = [1e-3, 1e-5]
+[search]
+method = "{method}"
+samples = 4
+at_once = 2
 """
 
 # epoch checkpoints every half second, that fits this short go on from them
@@ -58,14 +62,13 @@ COMMAND = "import cluster.trials as t; t.SAVE_EVERY = 0.5; from cluster.cli.main
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kills")
     planted_store(folder, {"good": 6.0, "poor": 0.0})
-    (folder / "experiment.toml").write_text(EXPERIMENT.format(epochs=20))
     return folder
 
 
-def start(project: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(project: Path, out: Path, method: str) -> subprocess.Popen[bytes]:
     """`her2cache sweep` as a user starts it, with every process below it. --resume is for any sweep, also a new one."""
-    command = [sys.executable, "-c", COMMAND, "sweep", str(project / "experiment.toml"), "--out", str(out)]
-    command += ["--stack", "2", "--resume"]
+    command = [sys.executable, "-c", COMMAND, "sweep", str(project / f"{method}.toml"), "--out", str(out)]
+    command += ["--resume", *(["--stack", "2"] if method == "grid" else [])]
     with log_of(out).open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, MARK: str(out)})
 
@@ -93,10 +96,10 @@ def ledger(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files if not path.name.endswith(".failed.json")}
 
 
-def finish(project: Path, out: Path) -> float:
+def finish(project: Path, out: Path, method: str) -> float:
     """Runs a sweep to its end, which must be a good one; returns the seconds that it took."""
     began = time.monotonic()
-    assert start(project, out).wait(timeout=300) == 0, log_of(out).read_text()
+    assert start(project, out, method).wait(timeout=300) == 0, log_of(out).read_text()
     return time.monotonic() - began
 
 
@@ -126,20 +129,21 @@ def strike(job: subprocess.Popen[bytes], out: Path, victim: str, rng: random.Ran
     return bool(found)
 
 
-def rounds(n: int, project: Path, folder: Path) -> dict[str, int]:
+def rounds(n: int, project: Path, folder: Path, method: str) -> dict[str, int]:
     """Each round: a new sweep struck once, what was in its ledger, the same command again, and the tables."""
-    whole = finish(project, folder / "whole")
+    (project / f"{method}.toml").write_text(EXPERIMENT.format(epochs=20, method=method))
+    whole = finish(project, folder / "whole", method)
     expected, runs = tables(folder / "whole"), len(ledger(folder / "whole"))
     assert runs == 2 * 2 * 4
     rng, struck = random.Random(n), Counter[str]()
     for k in range(n):
         out, victim = folder / f"round{k}", VICTIMS[k % len(VICTIMS)]
-        job = start(project, out)
+        job = start(project, out, method)
         struck[victim] += strike(job, out, victim, rng, whole)
         job.wait(timeout=300)
         assert eventually(lambda: not left_over(out), 60), f"round {k}: {left_over(out)} outlive their sweep"  # noqa: B023
         before = ledger(out) if (out / "ledger").exists() else {}
-        finish(project, out)
+        finish(project, out, method)
         assert tables(out) == expected, f"round {k}: {victim}"
         after = ledger(out)
         assert len(after) == runs
@@ -152,13 +156,15 @@ def rounds(n: int, project: Path, folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_three_rounds(project: Path, tmp_path: Path) -> None:
-    rounds(3, project, tmp_path)
+@pytest.mark.parametrize(("method", "n"), [("grid", 3), ("asha", 2), ("optuna", 2)])
+def test_a_few_rounds(project: Path, tmp_path: Path, method: str, n: int) -> None:
+    rounds(n, project, tmp_path, method)
 
 
 @pytest.mark.soak
-def test_twelve_rounds(project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["grid", "asha", "optuna"])
+def test_twelve_rounds(project: Path, tmp_path: Path, method: str) -> None:
     started = time.monotonic()
-    struck = rounds(12, project, tmp_path)
+    struck = rounds(12, project, tmp_path, method)
     report = {"rounds": 12, "struck": struck, "runs": 16, "seconds": round(time.monotonic() - started)}
-    (RESULTS / "soak_sweep_kills.json").write_text(json.dumps(report, indent=2) + "\n")
+    (RESULTS / f"soak_sweep_kills_{method}.json").write_text(json.dumps(report, indent=2) + "\n")

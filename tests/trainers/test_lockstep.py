@@ -83,7 +83,8 @@ def test_they_are_the_fits_alone(store: Path, plans: list[FitPlan], alone: list[
         assert not training.done
         training.epoch()
         assert training.epochs_done == epoch
-        assert training.val_loss == pytest.approx(least(alone, epoch))
+        assert training.val_loss() == pytest.approx(least(alone, epoch))
+        assert training.val_loss(1) == pytest.approx(least(alone, 1))
         news = training.news()
         assert [(s.fit, s.epoch) for s in news] == [(0, epoch), (1, epoch)]
         told += news
@@ -101,7 +102,7 @@ def test_another_process_goes_on(store: Path, plans: list[FitPlan], alone: list[
     ahead.epoch()
     second = Lockstep(plans, str(store), tmp_path, save_every=0)
     assert second.epochs_done == 2
-    assert second.val_loss == pytest.approx(least(alone, 2))
+    assert second.val_loss() == pytest.approx(least(alone, 2))
     assert [(s.fit, s.epoch, s.is_new) for s in second.news()] == [(k, e, False) for k in (0, 1) for e in (1, 2)]
     while not second.done:
         second.epoch()
@@ -113,6 +114,15 @@ def test_another_process_goes_on(store: Path, plans: list[FitPlan], alone: list[
         (1, 4, True),
     ]
     assert without_times(ledger(plans, tmp_path)) == without_times(alone)
+
+
+def test_what_is_saved_is_gone_on_with(store: Path, plans: list[FitPlan], tmp_path: Path) -> None:
+    """Also of a fit whose checkpoints are far apart."""
+    first = Lockstep(plans, str(store), tmp_path)
+    first.epoch()
+    assert not (tmp_path / "state").exists()
+    first.save()
+    assert Lockstep(plans, str(store), tmp_path).epochs_done == 1
 
 
 def test_what_has_ended_is_replayed(store: Path, plans: list[FitPlan], alone: list[Run], tmp_path: Path) -> None:
@@ -130,7 +140,7 @@ def test_what_has_ended_is_replayed(store: Path, plans: list[FitPlan], alone: li
     losses: list[float] = []
     while not again.done:
         again.epoch()
-        losses.append(again.val_loss)
+        losses.append(again.val_loss())
     assert len(losses) == EPOCHS
     assert losses[1] == pytest.approx(least(alone, 2))
     assert losses[-1] == pytest.approx(np.mean([min(e.val_loss for e in alone[0].epochs[:2]), alone[1].val_loss]))
@@ -141,7 +151,7 @@ def test_one_that_fails_loses(store: Path, plans: list[FitPlan], tmp_path: Path)
     training = Lockstep([replace(plans[0], configurations=(WILD,)), plans[1]], str(store), tmp_path)
     while not training.done:
         training.epoch()
-    assert training.val_loss == float("inf")
+    assert training.val_loss() == float("inf")
     assert {s.fit for s in training.news()} == {1}
     failed, good = ledger([replace(plans[0], configurations=(WILD,)), plans[1]], tmp_path)
     assert "no longer finite" in failed.reason
