@@ -113,13 +113,13 @@ def find(job: subprocess.Popen[bytes], victim: str) -> list[int]:
 
 
 def strike(job: subprocess.Popen[bytes], out: Path, victim: str, rng: random.Random, whole: float) -> bool:
-    """Kills a driver at any time between its first and its last second, the others a moment after training began.
+    """Kills a driver at any time of its first four fifths, which may vary, the others a moment after training began.
 
     Returns:
         Whether there was anything to kill.
     """
     if victim == "driver":
-        time.sleep(rng.uniform(0, whole))
+        time.sleep(rng.uniform(0, 0.8 * whole))
     else:
         eventually(lambda: job.poll() is not None or (out / "state").exists(), 120)
         time.sleep(rng.uniform(0, 5))
@@ -156,9 +156,9 @@ def rounds(n: int, project: Path, folder: Path, method: str) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "n"), [("grid", 3), ("asha", 2), ("optuna", 2)])
-def test_a_few_rounds(project: Path, tmp_path: Path, method: str, n: int) -> None:
-    rounds(n, project, tmp_path, method)
+@pytest.mark.parametrize("method", ["grid", "asha", "optuna"])
+def test_three_rounds(project: Path, tmp_path: Path, method: str) -> None:
+    rounds(3, project, tmp_path, method)
 
 
 @pytest.mark.soak
