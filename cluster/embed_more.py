@@ -40,13 +40,9 @@ def embed_more(
 
 
 def precision_of(store: FeatureStore, space: SpaceInfo) -> str:
-    """What to ask for so that new features are computed as those are that a space has: "auto" or "float32".
-
-    Those of a GPU that were computed in float32 were asked for so; those of a processor always are.
-    """
-    made = batching_made(store, space.key, store.slides(space.key)) or {}
-    on_gpu = made.get("device") == "cuda"
-    return "float32" if on_gpu and made.get("precision", "float32") == "float32" else "auto"
+    """What to ask for so that new features are computed as those are that a space has: "auto" or "float32"."""
+    made = batching_made(store, space.key, store.slides(space.key))
+    return "auto" if made is None or made.get("precision") == "float16" else "float32"
 
 
 def inputs_of(space: SpaceInfo) -> tuple[Recipe, ReadOptions]:

@@ -231,7 +231,7 @@ class TestBytes:
             ({"device": "cuda", "precision": "float32"}, "float32"),
             ({"device": "cuda", "precision": "float16"}, "auto"),
             ({"device": "cuda"}, "float32"),  # written before there was a choice
-            ({"device": "cpu", "precision": "float32"}, "auto"),
+            ({"device": "cpu", "precision": "float32"}, "float32"),
         ],
     )
     def test_more_slides_are_computed_as_those_before(
