@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from cluster.job import EmbedOptions, Progress
 from cluster.limits import available_cpus
 from cluster.resources import ray_session
 from her2cache.backbones.alexnet import Trunk, load_trunk
+from her2cache.backbones.device import best_device
 from her2cache.backbones.network import TorchEmbedder
 from her2cache.cohort import Slide
 from her2cache.embedder import Batching, Recipe, tensors_sha256
@@ -68,8 +70,9 @@ class Bare:
         for _ in range(processes):
             ours, theirs = spawn.Pipe()
             spawn.Process(target=_serve, args=(theirs, recipe, self._batching), daemon=True).start()
-            ours.recv()  # it has warmed up
             self._ends.append(ours)
+        for end in self._ends:
+            end.recv()  # it has warmed up
 
     def rate(self) -> float:
         """Patches a second of all processes together."""
@@ -123,10 +126,7 @@ class Job:
         report = embed_slides(self.slides, self.trunks, FeatureStore.create(store), self.reading, EmbedOptions(), watch)
         assert all(outcome.status == "done" for outcome in report.outcomes), report.outcomes
         assert report.passes == [report.patches] * len(self.trunks)
-        low, high = (share * report.patches for share in STEADY)
-        steady = [(at, patches) for at, patches in marks if low <= patches <= high]
-        (start, before), (end, after) = steady[0], steady[-1]
-        return Result(report.seconds, report.patches, (after - before) / (end - start))
+        return Result(report.seconds, report.patches, _steady_rate(marks, report.patches))
 
     def read(self) -> float:
         """Seconds of one process to read all slides, patches and all, and do nothing with them."""
@@ -145,6 +145,25 @@ class Result:
     seconds: float
     patches: int
     rate: float
+
+
+def _steady_rate(marks: Sequence[tuple[float, int]], patches: int) -> float:
+    """Patches a second between the shares of `STEADY`.
+
+    Embedders that began together deliver together, so only whole turns of all of them are timed: the one delivery more
+    or less is much where a job has few.
+
+    Args:
+        marks: seconds, and patches written by then; in order.
+        patches: of the job.
+    """
+    embedders = available_cpus() if best_device() == "cpu" else 1
+    deliveries = [mark for last, mark in pairwise([(0.0, 0), *marks]) if mark[1] > last[1]]
+    low, high = (share * patches for share in STEADY)
+    steady = [mark for mark in deliveries if low <= mark[1] <= high]
+    turns = (len(steady) - 1) // embedders
+    (start, before), (end, after) = steady[0], steady[turns * embedders]
+    return (after - before) / (end - start)
 
 
 def jobs(folder: Path, trunk: Trunk) -> list[Job]:
