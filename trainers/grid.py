@@ -19,6 +19,17 @@ _LARGEST_GRID = 12
 """Rates of a grid along one axis; more are drawn as a scatter, for their numbers would not be readable."""
 
 
+def axes_of(embedders: Mapping[str, Sequence[Row]]) -> tuple[list[float], list[float]]:
+    """Learning rates and weight decays of a grid, the largest first; none where the configurations are no grid, or one
+    too large to be read."""
+    rows = [row for own in embedders.values() for row in own]
+    rates, decays = (sorted({row[key] for row in rows}, reverse=True) for key in ("learning_rate", "weight_decay"))
+    is_grid = max(len(rates), len(decays)) <= _LARGEST_GRID and all(
+        len(own) == len(rates) * len(decays) for own in embedders.values()
+    )
+    return (rates, decays) if is_grid else ([], [])
+
+
 def draw_grid(embedders: Mapping[str, Sequence[Row]], *, caption: str, out: Path) -> None:
     """Writes a PNG with a panel an embedder; the selected configuration is marked.
 
@@ -27,11 +38,8 @@ def draw_grid(embedders: Mapping[str, Sequence[Row]], *, caption: str, out: Path
         caption: of the figure.
         out: the file to write.
     """
-    rows = [row for own in embedders.values() for row in own]
-    rates, decays = (sorted({row[key] for row in rows}, reverse=True) for key in ("learning_rate", "weight_decay"))
-    is_grid = max(len(rates), len(decays)) <= _LARGEST_GRID and all(
-        len(own) == len(rates) * len(decays) for own in embedders.values()
-    )
+    rates, decays = axes_of(embedders)
+    is_grid = bool(rates)
     width = max(3.4, 0.55 * len(decays) + 1.0) if is_grid else 3.6
     figure, axes = panels(len(embedders), width, max(2.2, 0.42 * len(rates) + 0.9) if is_grid else 3.0)
     for panel, (embedder, own) in zip(axes, embedders.items(), strict=True):
@@ -51,7 +59,7 @@ def _draw_heatmap(axes: Axes, rows: Sequence[Row], rates: Sequence[float], decay
     for row in rows:
         if row["val_loss"] is not None:
             loss[rates.index(row["learning_rate"]), decays.index(row["weight_decay"])] = row["val_loss"]
-    low, high = _limits(rows)
+    low, high = limits(rows)
     axes.imshow(
         loss, cmap=f"{MAP}_r", vmin=low, vmax=high, aspect="auto", interpolation="nearest"
     )  # the darker, the better
@@ -63,8 +71,8 @@ def _draw_heatmap(axes: Axes, rows: Sequence[Row], rates: Sequence[float], decay
         if row["selected"]:
             corner = (decays.index(row["weight_decay"]) - 0.5, rates.index(row["learning_rate"]) - 0.5)
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=_MARK, linewidth=2.5, clip_on=False))
-    axes.set_xticks(range(len(decays)), [_short(x) for x in decays], fontsize=7)
-    axes.set_yticks(range(len(rates)), [_short(x) for x in rates], fontsize=7)
+    axes.set_xticks(range(len(decays)), [short(x) for x in decays], fontsize=7)
+    axes.set_yticks(range(len(rates)), [short(x) for x in rates], fontsize=7)
     axes.set_xlabel("weight decay", fontsize=8)
     axes.set_ylabel("learning rate", fontsize=8)
     axes.tick_params(length=0)
@@ -74,7 +82,7 @@ def _draw_scatter(axes: Axes, rows: Sequence[Row]) -> Any:
     known = [row for row in rows if row["val_loss"] is not None]
     failed = [row for row in rows if row["val_loss"] is None]
     x, y = ([row[key] for row in known] for key in ("weight_decay", "learning_rate"))
-    low, high = _limits(rows)
+    low, high = limits(rows)
     shown = axes.scatter(
         x,
         y,
@@ -105,13 +113,13 @@ def _draw_scatter(axes: Axes, rows: Sequence[Row]) -> Any:
     return shown
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """`1e-5`, as experiment files have it; 0.003 stays as it is."""
     text = f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return text if float(text) == value and value < 1e-2 else f"{value:g}"
 
 
-def _limits(rows: Sequence[Row]) -> tuple[float, float]:
+def limits(rows: Sequence[Row]) -> tuple[float, float]:
     """Of the colours: the worst tenth is cut off, lest one run that went astray leaves no contrast to the others."""
     losses = [row["val_loss"] for row in rows if row["val_loss"] is not None]
     if not losses:

@@ -7,16 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 
 from trainers.confusion import confusion_rows, confusions, draw_confusions
+from trainers.convergence import FILE as AUC_BY_BAGS
+from trainers.convergence import draw_auc_by_bags
 from trainers.files import whole
 from trainers.findings import Findings
 from trainers.grid import draw_grid
 from trainers.learning import draw_learning_curves
 from trainers.results import Row, group, read_csv, read_table, write_csv
-from trainers.roc import Curve, draw_roc, roc_curves, roc_rows
+from trainers.roc import draw_roc, embedder_curves, roc_rows
 
 _NOTE_COLUMNS = 90
 """Letters of a line that fits the narrowest figure."""
@@ -36,7 +37,7 @@ def draw_pictures(sweep_dir: Path, found: Findings) -> dict[str, Path]:
     folder, classes, on = sweep_dir, found.task.classes, found.test_set()
     notes = "".join(f"{textwrap.fill(note, _NOTE_COLUMNS)}\n" for note in found.notes)
     written = ["learning_curves.png", "grid.png"]
-    if curves := {e: _curves(found, e) for e in found.embedders if e in found.selected}:
+    if curves := embedder_curves(found):
         with whole(folder / "roc.csv") as partial:
             write_csv(partial, _marked(found, roc_rows(curves, classes)))
         caption = (
@@ -56,30 +57,40 @@ def draw_pictures(sweep_dir: Path, found: Findings) -> dict[str, Path]:
         with whole(folder / "confusion.png") as partial:
             draw_confusions(made, classes, caption=caption, out=partial)
         written += ["confusion.csv", "confusion.png"]
-    runs = read_table(folder, "runs.parquet", columns=list(_RUN_COLUMNS))
-    of_fixed = runs.filter(pc.is_null(runs["outer"]))  # pyright: ignore[reportAttributeAccessIssue]
     caption = f"{notes}Losses of the folds that the fixed test set is tested with; curves beyond the frame ran higher."
     with whole(folder / "learning_curves.png") as partial:
-        draw_learning_curves(_by_embedder(of_fixed.to_pylist(), found), caption=caption, out=partial)
-    tried = [_numbers(row) for row in read_csv(folder, "selection.csv") if not row["outer"]]
+        draw_learning_curves(losses(folder, found), caption=caption, out=partial)
     caption = (
         f"{notes}Mean, over folds and seeds, of the lowest epoch validation loss. Framed: the selected configuration.\n"
         "Colours are of each embedder on its own."
     )
     with whole(folder / "grid.png") as partial:
-        draw_grid(_by_embedder(tried, found), caption=caption, out=partial)
+        draw_grid(tried(folder, found), caption=caption, out=partial)
+    if rows := read_csv(folder, AUC_BY_BAGS):
+        caption = (
+            f"{notes}{on}. By the models of all folds together.\nBand: 2.5 and 97.5 percentiles over repeated drawings "
+            "of the bags, not over patients."
+        )
+        with whole(folder / "auc_by_bags.png") as partial:
+            draw_auc_by_bags(rows, caption=caption, out=partial)
+        written.append("auc_by_bags.png")
     return {name: folder / name for name in written}
 
 
-def _curves(found: Findings, embedder: str) -> list[Curve]:
-    predictions, classes = found.of(embedder), len(found.task.classes)
-    run_ids, labels = predictions["run_id"].to_numpy(), predictions["label"].to_numpy()
-    p = np.column_stack([predictions[f"p_{c}"].to_numpy() for c in range(classes)])  # (bags, classes)
-    curves: list[Curve] = []
-    for run in found.selected[embedder]:
-        own = run_ids == run["run_id"]
-        curves += roc_curves(run["run_id"], run["fold"], labels[own], p[own])
-    return curves
+def losses(sweep_dir: Path, found: Findings) -> dict[str, list[Row]]:
+    """Embedder -> the rows of runs.parquet of the fixed test set's models.
+
+    Raises:
+        SweepError: the file is missing or damaged.
+    """
+    runs = read_table(sweep_dir, "runs.parquet", columns=list(_RUN_COLUMNS))
+    of_fixed = runs.filter(pc.is_null(runs["outer"]))  # pyright: ignore[reportAttributeAccessIssue]
+    return _by_embedder(of_fixed.to_pylist(), found)
+
+
+def tried(sweep_dir: Path, found: Findings) -> dict[str, list[Row]]:
+    """Embedder -> the rows of selection.csv of the fixed test set's models, numbers as numbers."""
+    return _by_embedder([_numbers(row) for row in read_csv(sweep_dir, "selection.csv") if not row["outer"]], found)
 
 
 def _marked(found: Findings, rows: Iterable[Row]) -> Iterator[Row]:

@@ -17,6 +17,8 @@ from trainers.comparison import row as comparison_row
 from trainers.files import whole
 from trainers.findings import Findings, find
 from trainers.metrics import MACRO
+from trainers.page.render import FILE as PAGE
+from trainers.page.render import write_page
 from trainers.pictures import draw_pictures
 from trainers.resampling import FEW_CASES
 from trainers.results import group, read_csv, write_csv
@@ -28,7 +30,7 @@ _UNRELIABLE = f", unreliable under {FEW_CASES} cases a class as here"
 
 
 def write_report(sweep_dir: Path) -> dict[str, Path]:
-    """Writes all CSV tables and pictures of a sweep from its Parquet files, selection.csv and nested_splits.csv.
+    """Writes all CSV tables and pictures of a sweep, and report.html, from the files of its directory.
 
     Returns:
         What was written: name -> file.
@@ -55,7 +57,8 @@ def write_report(sweep_dir: Path) -> dict[str, Path]:
     for name, rows in tables.items():
         with whole(written[name]) as partial:
             write_csv(partial, rows)
-    return written | draw_pictures(sweep_dir, found)
+    written |= draw_pictures(sweep_dir, found)
+    return written | {PAGE: write_page(sweep_dir, found)}
 
 
 def table(sweep_dir: Path) -> Group:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from trainers.findings import Findings
 from trainers.metrics import fold_ci95
 from trainers.palette import COLOURS, DPI
 
@@ -75,16 +76,33 @@ def roc_curves(run_id: str, fold: int, labels: ArrayLike, probabilities: ArrayLi
     return curves
 
 
+def embedder_curves(found: Findings) -> dict[str, list[Curve]]:
+    """Embedder -> the curves of its selected runs on the test bags; without embedders whose runs failed there."""
+    return {embedder: _curves(found, embedder) for embedder in found.embedders if embedder in found.selected}
+
+
+def _curves(found: Findings, embedder: str) -> list[Curve]:
+    predictions, classes = found.of(embedder), len(found.task.classes)
+    run_ids, labels = predictions["run_id"].to_numpy(), predictions["label"].to_numpy()
+    p = np.column_stack([predictions[f"p_{c}"].to_numpy() for c in range(classes)])  # (bags, classes)
+    curves: list[Curve] = []
+    for run in found.selected[embedder]:
+        own = run_ids == run["run_id"]
+        curves += roc_curves(run["run_id"], run["fold"], labels[own], p[own])
+    return curves
+
+
 def band(curves: Sequence[Curve]) -> Band:
     """Averages the curves of one class; the seeds of a fold first."""
     folds = sorted({curve.fold for curve in curves})
     own = [[curve for curve in curves if curve.fold == fold] for fold in folds]
-    tpr = np.array([np.mean([_at_grid(curve) for curve in seeds], axis=0) for seeds in own])  # (folds, points)
+    tpr = np.array([np.mean([at_grid(curve) for curve in seeds], axis=0) for seeds in own])  # (folds, points)
     auc, half = fold_ci95([float(np.mean([curve.auc for curve in seeds])) for seeds in own])
     return Band(tpr.mean(axis=0), tpr.min(axis=0), tpr.max(axis=0), auc, half)
 
 
-def _at_grid(curve: Curve) -> NDArray[np.float64]:
+def at_grid(curve: Curve) -> NDArray[np.float64]:
+    """True positive rates at `GRID`, (len(GRID),)."""
     tpr = np.interp(GRID, curve.fpr, curve.tpr)
     tpr[0] = 0  # a curve may rise at 0; all of them start at the origin
     return tpr

@@ -21,6 +21,7 @@ _VERBS = {
     "score": "cluster.cli.score:score",
     "heatmap": "cluster.cli.score:heatmap",
     "report": "cluster.cli.score:report",
+    "view": "cluster.cli.view:view",
     "store": "cluster.cli.store:store",
 }
 

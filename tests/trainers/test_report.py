@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,88 +19,13 @@ from sklearn.metrics import auc as area
 from sklearn.metrics import roc_auc_score
 
 from her2cache.errors import SweepError
+from tests.predictions import CASES, FOLDS, write_sweep
 from trainers.cases import case_level, pool_cases
 from trainers.files import whole
 from trainers.grid import draw_grid
-from trainers.metrics import evaluate
 from trainers.report import table, write_report
 from trainers.results import read_results, selected_runs, slides_tested, write_csv
 from trainers.table2 import table2_rows
-
-FOLDS, BAGS, CASES = 3, 200, 8
-
-
-def write_sweep(folder: Path, skills: dict[str, float], classes: int = 4, held: int = 4) -> Path:
-    """A sweep of made-up predictions: two configurations an embedder, the better one at a rate of 1e-3."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    results: list[dict[str, Any]] = []
-    predictions: list[dict[str, Any]] = []
-    for embedder, skill in skills.items():
-        for rate in (1e-3, 1e-4):
-            for fold in range(FOLDS):
-                run_id = f"{embedder}-{rate:g}-{fold}"
-                case = rng.integers(CASES, size=BAGS)
-                label = case % held
-                logits = rng.normal(size=(BAGS, classes))
-                logits[np.arange(BAGS), label] += skill
-                p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-                slide_p = np.array([p[case == k].mean(axis=0) for k in range(CASES)])
-                bag = evaluate(label, p, classes)
-                slide = evaluate(np.arange(CASES) % held, slide_p, classes)
-                results.append(
-                    {
-                        "run_id": run_id,
-                        "space_key": "k" * 64,
-                        "embedder": embedder,
-                        "embedder_seed": 0,
-                        "outer": None,
-                        "fold": fold,
-                        "seed": 0,
-                        "learning_rate": rate,
-                        "weight_decay": 1e-5,
-                        "epoch": 3,
-                        "val_loss": 1.4 - 0.1 * skill + 0.01 * fold - (rate == 1e-3) * 0.05,
-                        "selected": rate == 1e-3,
-                        "task": "four" if classes == 4 else "paper-binary",
-                        "n_bags": BAGS,
-                        "n_slides": CASES,
-                        "n_cases": CASES,
-                        **{f"bag_{key}": value for key, value in bag.items()},
-                        **{f"slide_{key}": value for key, value in slide.items()},
-                    }
-                )
-                predictions += [
-                    {
-                        "run_id": run_id,
-                        "embedder": embedder,
-                        "embedder_seed": 0,
-                        "outer": None,
-                        "fold": fold,
-                        "selected": rate == 1e-3,
-                        "slide_id": f"s{case[i]}",
-                        "case_id": f"c{case[i]}",
-                        "bag": i,
-                        "label": int(label[i]),
-                        **{f"p_{c}": float(p[i, c]) for c in range(classes)},
-                    }
-                    for i in range(BAGS)
-                ]
-    pq.write_table(pa.Table.from_pylist(results), folder / "results.parquet")
-    pq.write_table(pa.Table.from_pylist(predictions), folder / "predictions.parquet")
-    epochs = [
-        {"train_loss": r["val_loss"] - 0.1, "epoch": k, "val_loss": r["val_loss"] + (k - 1) ** 2, "best": k == 1}
-        for r in results
-        for k in range(3)
-    ]
-    keys = ("run_id", "embedder", "outer", "selected")
-    runs = [
-        {key: r[key] for key in keys} | {"reason": ""} | e for r, e in zip(np.repeat(results, 3), epochs, strict=True)
-    ]
-    pq.write_table(pa.Table.from_pylist(runs), folder / "runs.parquet")
-    keys = ("outer", "embedder", "learning_rate", "weight_decay", "val_loss", "selected")
-    write_csv(folder / "selection.csv", [{key: r[key] for key in keys} for r in results if r["fold"] == 1])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +97,7 @@ def test_files(sweep: Path) -> None:
     written = write_report(sweep)
     tables = {"table2.csv", "metrics.csv", "comparison.csv", "roc.csv", "confusion.csv"}
     pictures = {"roc.png", "confusion.png", "learning_curves.png", "grid.png"}
-    assert {path.name for path in written.values()} == tables | pictures
+    assert {path.name for path in written.values()} == tables | pictures | {"report.html"}
     with written["table2.csv"].open() as file:
         rows = list(csv.DictReader(file))
     expected = table2_rows(read_results(sweep))

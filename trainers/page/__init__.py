@@ -1,0 +1,1 @@
+"""report.html: what a sweep found, as one page that needs no network."""
