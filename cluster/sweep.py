@@ -117,12 +117,11 @@ def _sweep(
             fits = replace(fits, stack=terms.stack)
             failures = fits.train(terms, capacity, SweepProgress(watch=watch))
     runs = fits.runs(failures)
+    is_new = resumed != frozenset(r.run_id for r in runs)
+    write_environment(out, study, {"seconds": round(time.perf_counter() - start, 1)} if is_new else {})
     written = conclude_sweep(study, runs, out)
-    seconds = time.perf_counter() - start
-    write_environment(
-        out, study, {} if resumed == frozenset(r.run_id for r in runs) else {"seconds": round(seconds, 1)}
-    )
     written = {name: out / name for name in ("experiment.toml", "environment.json", "splits.csv")} | written
+    seconds = time.perf_counter() - start
     return SweepReport(runs, resumed, study.left_out, _warnings(study), written, seconds)
 
 

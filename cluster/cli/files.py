@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SWEEP_FILES = {
+    "report.html": "everything below on one page: open this first",
     "experiment.toml": "what was trained",
     "environment.json": "versions, machine, stack size, times",
     "splits.csv": "test set and folds",
@@ -26,11 +27,16 @@ SWEEP_FILES = {
     "confusion.png": "confusion matrices",
     "learning_curves.png": "losses by epoch of the selected configurations",
     "grid.png": "mean validation loss over the configurations",
+    "scores.csv": "Monte-Carlo scores, a row an embedder and test slide; her2cache report writes it",
+    "case_scores.csv": "the same, a row a case",
+    "auc_by_bags.csv": "AUC over cases by the number of bags a slide",
+    "auc_by_bags.png": "the same, drawn",
 }
 
 FOLDERS = {
     "checkpoints": "the best epoch of every run, safetensors",
     "ledger": "what became of every run",
+    "heatmaps": "of the test slides, with their top and bottom patches; her2cache report draws them",
     "tensorboard": "losses of every epoch, for `tensorboard --logdir`",
 }
 

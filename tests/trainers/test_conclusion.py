@@ -99,6 +99,7 @@ def test_the_files(swept: Sweep) -> None:
         *("runs.parquet", "results.parquet", "predictions.parquet", "selection.csv", "nested_splits.csv"),
         *("table1.csv", "table2.csv", "metrics.csv", "nested.csv", "comparison.csv", "baselines.csv"),
         *("confusion.csv", "roc.csv", "roc.png", "confusion.png", "learning_curves.png", "grid.png"),
+        "report.html",
     }
     assert swept.written == {name: swept.out / name for name in names}
     assert names <= {path.name for path in swept.out.iterdir()}
