@@ -1,23 +1,24 @@
-"""The whole path on the synthetic cohort: slides, source tasks, features, sweep, scores, heatmap."""
+"""The whole path on the synthetic cohort: slides, source tasks, features, sweep, scores, heatmaps, report."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cluster.embed_job import EmbedReport, embed_slides
 from cluster.job import EmbedOptions, Progress
 from cluster.pretraining import cut_slides, train_network
-from cluster.scoring import draw_slide_heatmap, open_models, score_row
 from cluster.sweep import SweepOptions, SweepProgress, SweepReport, run_sweep
+from cluster.testset import ScoringReport, Watch, score_and_draw_test_set
 from her2cache.backbones.registry import load_recipe
 from her2cache.cohort import read_cohort
 from her2cache.embedder import Recipe
 from her2cache.errors import ConfigError, EmbedderError
+from her2cache.ids import encode_slide_id
 from her2cache.ingest import ReadOptions
 from her2cache.store.reader import FeatureStore
 from her2cache.synthetic.cohort import write_synthetic_cohort
@@ -29,7 +30,8 @@ from trainers.pretraining.ihc import ihc_data, part_slides
 from trainers.pretraining.loop import PretrainSettings
 from trainers.pretraining.patches import SourceData
 from trainers.pretraining.pcam import open_pcam
-from trainers.results import slides_tested, write_csv
+from trainers.report import write_report
+from trainers.results import read_csv, read_results, selected_runs, write_csv
 
 
 @dataclass(frozen=True)
@@ -162,26 +164,27 @@ class DemoScores:
     """What the trained models say of the test slides.
 
     Attributes:
-        rows: a row a test slide, see `scoring.score_row`.
-        pictured: the slide of the heatmap, that of the highest expected score.
+        scored: what was scored and drawn, in the sweep's directory.
+        pictured: the slide of heatmap.png, that of the highest expected score; "" where none could be drawn.
         files: name -> path of what was written.
     """
 
-    rows: list[dict[str, Any]]
+    scored: ScoringReport
     pictured: str
     files: dict[str, Path]
 
 
-def score_test_slides(out: Path, *, bags: int = 1000) -> DemoScores:
-    """Scores the test slides and draws the heatmap of the one that the models call most positive."""
+def score_test_slides(out: Path, watch: Watch, *, bags: int = 1000) -> DemoScores:
+    """Scores and draws the test slides and writes the report; the best embedder's scores and one heatmap lie on top."""
     sweep = out / "sweep"
-    models = open_models(sweep)
-    tested = set(slides_tested(sweep))
-    slides = [s for s in read_cohort(Path(models.experiment.data.cohort)).slides if s.slide_id in tested]
-    scores = [models.score(slide, bags) for slide in slides]
-    rows = [score_row(slide, score, models.task) for slide, score in zip(slides, scores, strict=True)]
-    write_csv(out / "scores.csv", rows)
-    top = max(zip(slides, scores, strict=True), key=lambda pair: pair[1].expected_score)[0]
-    draw_slide_heatmap(open_models(sweep, best_fold=True), top, out / "heatmap.png", bags=bags)
-    files = {"scores.csv": out / "scores.csv", "heatmap.png": out / "heatmap.png"}
-    return DemoScores(rows, top.slide_id, files)
+    scored = score_and_draw_test_set(sweep, bags=bags, watch=watch)
+    files = {**scored.written, **write_report(sweep)}
+    best = next(iter(selected_runs(read_results(sweep))))
+    write_csv(out / "scores.csv", [row for row in read_csv(sweep, "scores.csv") if row["embedder"] == best])
+    files["scores.csv"] = out / "scores.csv"
+    drawn = read_csv(sweep / "heatmaps", "index.csv")
+    if not drawn:
+        return DemoScores(scored, "", files)
+    pictured = max(drawn, key=lambda row: float(row["expected_score"]))["slide_id"]
+    shutil.copyfile(sweep / "heatmaps" / f"{encode_slide_id(pictured)}.png", out / "heatmap.png")
+    return DemoScores(scored, pictured, files | {"heatmap.png": out / "heatmap.png"})

@@ -6,24 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from her2cache.cohort import Slide
+from her2cache.cohort import Slide, read_cohort
 from her2cache.errors import CohortError, ConfigError, SweepError
-from her2cache.slide import file_changed, open_slide
+from her2cache.slide import file_changed
 from her2cache.store.reader import FeatureStore
 from trainers.config import Experiment, read_experiment
-from trainers.heatmap import SCALE_MAX, attention_weighted_score, draw_heatmap, partition_bags
 from trainers.model import TrainedModel
 from trainers.patch_scores import PatchScores
-from trainers.results import Row, read_results, selected_runs
+from trainers.results import Row, read_csv, read_results, selected_runs, slides_tested
 from trainers.score import SlideScore, score_slide
 from trainers.tasks import Task
-
-THUMBNAIL_PX = 1200
-"""Longer side of the thumbnail under a heatmap."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +73,47 @@ class SweepModels:
             for model, key in zip(self.trained, self.space_keys, strict=True)
         ]
 
-    def score(self, slide: Slide, bags: int) -> SlideScore:
-        """Score of a slide that the store holds, by Monte-Carlo bags; raises as `patch_scores`."""
+    def score(self, slide: Slide, bags: int, tolerance: float | None = None) -> SlideScore:
+        """Score of a slide that the store holds, by Monte-Carlo bags; raises as `patch_scores`.
+
+        Args:
+            slide: which.
+            bags: how many; with a tolerance the most.
+            tolerance: standard error of the expected score at which to stop.
+        """
         scores = self.patch_scores(slide)
-        return score_slide(scores, len(scores[0].attention_logit), bags=bags, size=self.bag_size)
+        n_patches = len(scores[0].attention_logit)
+        return score_slide(scores, n_patches, bags=bags, size=self.bag_size, tolerance=tolerance)
+
+    def cohort(self) -> tuple[Slide, ...]:
+        """The slides of the sweep's cohort, of every stain; none where its table is not on this machine.
+
+        Raises:
+            CohortError: the table has faults.
+        """
+        table = Path(self.experiment.data.cohort)
+        return read_cohort(table).slides if table.is_file() else ()
+
+    def test_slides(self, sweep: Path) -> list[Slide]:
+        """The fixed test set of the sweep, sorted by id, as the cohort has it; else as the store does.
+
+        Raises:
+            StoreError: neither has a slide.
+        """
+        known = {slide.slide_id: slide for slide in self.cohort()}
+        splits = {row["slide_id"]: row for row in read_csv(sweep, "splits.csv")}
+        found: list[Slide] = []
+        for slide_id in slides_tested(sweep):
+            slide = known.get(slide_id)
+            if slide is None:
+                from cluster.embed_more import slide_of  # here, for it imports Ray
+
+                split = splits.get(slide_id, {"case_id": slide_id, "her2_score": ""})
+                score = int(split["her2_score"]) if split["her2_score"] else None
+                embedded = slide_of(self.store.record(slide_id, self.space_keys[0]))
+                slide = replace(embedded, case_id=split["case_id"], her2_score=score, stain=self.experiment.data.stain)
+            found.append(slide)
+        return found
 
     def embed_missing(self, slides: Sequence[Slide]) -> dict[str, str]:
         """Embeds the slides that the store lacks; slide_id -> reason of those that failed."""
@@ -102,56 +132,6 @@ class SweepModels:
                 outcomes = embed_more(lacking, self.store.find_space(key), self.store).outcomes if lacking else []
                 reasons |= {outcome.slide_id: outcome.reason for outcome in outcomes if outcome.status == "failed"}
         return reasons
-
-
-def score_row(slide: Slide, score: SlideScore, task: Task) -> dict[str, Any]:
-    """One flat row of a table of scores; `predicted_score` is the class's name, as 2+."""
-    return {
-        "slide_id": slide.slide_id,
-        "case_id": slide.case_id,
-        "her2_score": slide.her2_score,
-        "predicted_score": task.classes[score.predicted],
-        **score.as_row(),
-    }
-
-
-def draw_slide_heatmap(
-    models: SweepModels, slide: Slide, out: Path, bags: int = 1000, *, scale_max: float = SCALE_MAX
-) -> tuple[SlideScore, int]:
-    """Draws algorithm 1 of the paper over the thumbnail of a slide that the store holds.
-
-    Args:
-        models: of which the first is asked; open them with `best_fold`.
-        slide: its file must be at hand, for the thumbnail.
-        out: the PNG to write.
-        bags: bags the patches are dealt into; raised to a whole pass where fewer would leave patches out.
-        scale_max: upper end of the colour scale.
-
-    Returns:
-        The slide's score by the same model, and how many bags were dealt.
-    """
-    models = replace(models, runs=models.runs[:1], trained=models.trained[:1])
-    (scores,) = models.patch_scores(slide)
-    n_patches = len(scores.attention_logit)
-    dealt = partition_bags(n_patches, bags, models.bag_size, np.random.default_rng(0))
-    score = score_slide([scores], n_patches, bags=bags, size=models.bag_size)
-    space_key = models.space_keys[0]
-    record = models.store.record(slide.slide_id, space_key)
-    with open_slide(slide.path) as reader:
-        thumbnail, downsample = reader.thumbnail(THUMBNAIL_PX)
-    draw_heatmap(
-        thumbnail,
-        downsample=downsample,
-        coords=models.store.coords(slide.slide_id, space_key),
-        patch_level0_px=record.patch_level0_px,
-        values=attention_weighted_score(scores, dealt, models.task.positive_classes()),
-        mpp_level0=record.slide["mpp"],
-        title=f"{slide.slide_id} · run {models.run_ids[0]} · predicted {models.task.classes[score.predicted]}"
-        f" (expected score {score.expected_score:.2f})",
-        out=out,
-        scale_max=scale_max,
-    )
-    return score, len(dealt)
 
 
 def open_models(

@@ -1,90 +1,81 @@
-"""Where a model looks on a slide: algorithm 1 of the paper, drawn over the slide's thumbnail.
-
-A patch's *attention-weighted score* is the mean, over the bags it was drawn in, of the bag's probability
-of being HER2 positive times the patch's attention. Attention sums to 1 over a bag, so values are shown
-times the bag size: a patch that is attended to like any other of its bag shows the bag's probability.
-Its ranks are attention's, so a negative slide glows too where the model looks.
-"""
+"""A map of patches drawn over the slide's thumbnail, beside the slide as it is and its IHC sister (paper, figure 5)."""
 
 from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from her2cache.units import RgbImage
-from trainers.patch_scores import PatchScores
+from trainers.files import whole
+from trainers.palette import DPI
 
 SCALE_MAX = 2.0
 """Upper end of the colour scale, one for all slides so that colours compare; larger values are clipped."""
 
-CHUNK_ENTRIES = 2**20
-"""Bag entries worked on at once (some 50 MB), so memory does not grow with the number of bags."""
+SIGNED_MAX = 1.0
+"""The same of the signed map, whose scale goes as far below 0."""
 
-DPI = 160
 OPACITY = 0.65
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
 
+_GREY_FROM = -120
+"""Grey value that is drawn black: the slide under the colours is pale, so that every colour on it is a value."""
 
-def partition_bags(n_patches: int, bags: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Deals the patches of a slide into bags, pass by pass, so that every patch is drawn.
 
-    Each pass shuffles the patches anew and cuts them into bags; the last bag of a pass is filled up with
-    patches from the pass's beginning. (Bags drawn freely miss patches: science.md rule 2.10.)
+_COMPRESSION = 4
+"""Of the PNG: a tenth larger than at Pillow's 6, and written in half the time, most of which it would take."""
 
-    Args:
-        n_patches: patches of the slide.
-        bags: how many bags; raised to one whole pass where fewer would leave patches out.
-        size: patches a bag; the whole slide is one bag when it has fewer.
-        rng: source of randomness.
 
-    Returns:
-        Rows of each bag, distinct within it, (bags, size).
+@dataclass(frozen=True)
+class Section:
+    """A picture of a whole slide.
+
+    Attributes:
+        pixels: uint8 (height, width, 3).
+        um_per_px: its scale; None where it is not known, for a picture without a scale bar.
+        name: of the stain.
     """
-    size = min(size, n_patches)
-    a_pass = math.ceil(n_patches / size)  # bags
-    bags = max(bags, a_pass)
-    rows = np.empty((math.ceil(bags / a_pass), a_pass * size), np.int64)
-    for dealt in rows:
-        dealt[:n_patches] = rng.permutation(n_patches)
-        dealt[n_patches:] = dealt[: a_pass * size - n_patches]
-    return rows.reshape(-1, size)[:bags]  # (bags, size)
+
+    pixels: RgbImage
+    um_per_px: float | None
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def attention_weighted_score(
-    scores: PatchScores, bags: NDArray[np.int64], positive: tuple[int, ...]
-) -> NDArray[np.float64]:
-    """Algorithm 1 of the paper on given bags, times the bag size.
+@dataclass(frozen=True)
+class Look:
+    """How a map is drawn.
 
-    Args:
-        scores: patch scores of the slide under one model.
-        bags: patch rows of each bag, (bags, size).
-        positive: the classes that count as HER2 positive (2+ and 3+).
-
-    Returns:
-        Value of each patch, (patches,); NaN for a patch that no bag drew.
+    Attributes:
+        name: of the map, above it.
+        caption: what a value is, below the colour bar.
+        scale_max: upper end of the colours.
+        diverging: whether values have a sign: colours are centred on 0.
     """
-    n_patches = scores.attention_logit.size
-    size = bags.shape[1]
-    total = np.zeros(n_patches)
-    drawn = np.zeros(n_patches, np.int64)
-    step = max(1, CHUNK_ENTRIES // size)
-    for start in range(0, len(bags), step):
-        rows = bags[start : start + step]  # (step, size)
-        p = scores.bag_probabilities(rows)[:, list(positive)].sum(axis=1)  # (step,)
-        weighted = p[:, None] * scores.attention(rows)  # (step, size)
-        total += np.bincount(rows.ravel(), weights=weighted.ravel(), minlength=n_patches)
-        drawn += np.bincount(rows.ravel(), minlength=n_patches)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of a patch never drawn
-        return size * total / drawn
+
+    name: str
+    caption: str
+    scale_max: float = SCALE_MAX
+    diverging: bool = False
+
+    @property
+    def colours(self) -> str:
+        """Of the map: both can be told apart by colour-blind readers."""
+        return "RdBu_r" if self.diverging else "viridis"
 
 
 def place_patches(
@@ -138,61 +129,89 @@ def scale_bar_um(width_um: float) -> float:
 
 
 def draw_heatmap(
-    thumbnail: RgbImage,
+    he: Section,
     *,
-    downsample: float,
-    coords: NDArray[np.int32],
-    patch_level0_px: float,
+    squares: NDArray[np.int64],
     values: NDArray[np.float64],
-    mpp_level0: float,
+    look: Look,
     title: str,
     out: Path,
-    scale_max: float = SCALE_MAX,
+    ihc: Section | None = None,
 ) -> None:
-    """Writes a PNG: the slide as it is, and beside it the values laid over it.
+    """Writes a PNG: the slide as it is, the values laid over it, and the IHC section.
 
     Args:
-        thumbnail: uint8 (height, width, 3).
-        downsample: level-0 px per thumbnail px.
-        coords: level-0 (x, y) of the patches, (n, 2).
-        patch_level0_px: side of a patch, level-0 px.
-        values: from `attention_weighted_score`, (n,); NaN is left transparent.
-        mpp_level0: scale of level 0, um/px.
+        he: the slide.
+        squares: of the patches in its pixels, from `place_patches`, (n, 4).
+        values: of the patches, (n,); NaN is left transparent.
+        look: how they are drawn.
         title: slide, run and predicted score.
         out: the file to write; its folder is made.
-        scale_max: upper end of the colour scale.
+        ihc: a sister section of the same case, which need not lie as the slide does.
     """
-    shape = thumbnail.shape[0], thumbnail.shape[1]
-    painted = paint_patches(place_patches(coords, patch_level0_px, downsample, shape), values, shape)
-    figure, he, overlay = _two_panels(shape, title)
-    he.imshow(thumbnail)
-    he.set_title("H&E", fontsize=10)
-    # the tissue in pale grey, so that every colour on it is a value
-    overlay.imshow(thumbnail @ LUMA, cmap="gray", vmin=-120, vmax=255)
-    image = overlay.imshow(painted, cmap="viridis", vmin=0, vmax=scale_max, alpha=OPACITY, interpolation="nearest")
-    overlay.set_title("attention-weighted score", fontsize=10)
-    inch = 1 / _panel_inches(shape)[1]  # in units of the panel's height
-    bar = figure.colorbar(
-        image, cax=overlay.inset_axes((0, -0.3 * inch, 1, 0.16 * inch)), orientation="horizontal", extend="max"
+    painted = paint_patches(squares, values, he.shape)
+    sections = [he, he] if ihc is None else [he, he, ihc]
+    figure, panels = _panels(sections, title)
+    plain, overlay = panels[:2]
+    plain.imshow(he.pixels)
+    plain.set_title(he.name, fontsize=10)
+    overlay.imshow(he.pixels @ LUMA, cmap="gray", vmin=_GREY_FROM, vmax=255)
+    low = -look.scale_max if look.diverging else 0.0
+    image = overlay.imshow(
+        painted, cmap=look.colours, vmin=low, vmax=look.scale_max, alpha=OPACITY, interpolation="nearest"
     )
-    bar.set_label(f"p(bag is 2+ or 3+) × attention × bag size; largest {np.nanmax(values):.2g}", fontsize=9)
-    for axes in (he, overlay):
+    overlay.set_title(look.name, fontsize=10)
+    if ihc is not None:
+        panels[2].imshow(ihc.pixels)
+        panels[2].set_title(f"{ihc.name}, sister section (not aligned)", fontsize=10)
+    inch = 1 / _panel_inches(he.shape)[1]  # in units of the panel's height
+    bar = figure.colorbar(
+        image,
+        cax=overlay.inset_axes((0, -0.3 * inch, 1, 0.16 * inch)),
+        orientation="horizontal",
+        extend="both" if look.diverging else "max",
+    )
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(f"{look.caption}\n{_ends(values, look)}", fontsize=8)
+    grey = [Patch(facecolor="0.82", edgecolor="0.5", label="grey: glass, or tissue without a patch")]
+    plain.legend(
+        handles=grey, loc="upper left", bbox_to_anchor=(0, -0.08 * inch), frameon=False, fontsize=8, borderaxespad=0
+    )
+    for axes, section in zip(panels, sections, strict=True):
         axes.set_axis_off()
-        _draw_scale_bar(axes, shape, mpp_level0 * downsample)
+        if section.um_per_px is not None:
+            _draw_scale_bar(axes, section.shape, section.um_per_px)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, format="png", bbox_inches="tight", pad_inches=0.15)
+    with whole(out) as partial:
+        figure.savefig(
+            partial, format="png", bbox_inches="tight", pad_inches=0.15, pil_kwargs={"compress_level": _COMPRESSION}
+        )
 
 
-def _two_panels(shape: tuple[int, int], title: str) -> tuple[Figure, Axes, Axes]:
-    """Two panels side by side, one above the other for a slide much wider than high."""
-    wide, tall = _panel_inches(shape)
-    stacked = shape[1] > 2 * shape[0]
-    size = (max(wide, 6.5), 2 * tall + 2) if stacked else (max(2 * wide, 6.5), tall + 1.5)
+def _ends(values: NDArray[np.float64], look: Look) -> str:
+    """Says how far the values reach, for the colours end before."""
+    if look.diverging:
+        return f"from {np.nanmin(values):.2g} to {np.nanmax(values):.2g}"
+    return f"largest {np.nanmax(values):.2g}"
+
+
+def _panels(sections: Sequence[Section], title: str) -> tuple[Figure, list[Axes]]:
+    """Panels side by side and equally high, one above the other for a slide much wider than high."""
+    inches = [_panel_inches(section.shape) for section in sections]
+    n, tall = len(sections), max(high for _, high in inches)
+    stacked = sections[0].shape[1] > 2 * sections[0].shape[0]
+    if stacked:
+        size = max(6.5, *(wide for wide, _ in inches)), sum(high for _, high in inches) + 1 + 0.5 * n
+    else:
+        size = max(6.5, sum(wide for wide, _ in inches)), tall + 1.7
     figure = Figure(figsize=size, dpi=DPI, layout="compressed")
     wrapped = textwrap.fill(title, int(12 * size[0]), break_on_hyphens=False)
     figure.suptitle(wrapped, fontsize=10, parse_math=False)
-    first, second = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
-    return figure, first, second
+    if stacked:
+        panels = figure.subplots(n, 1, height_ratios=[high for _, high in inches])
+    else:
+        panels = figure.subplots(1, n, width_ratios=[wide / high for wide, high in inches])
+    return figure, list(panels)
 
 
 def _panel_inches(shape: tuple[int, int]) -> tuple[float, float]:

@@ -17,8 +17,9 @@ from her2cache.bags import sample_rows
 from her2cache.errors import BagError
 from trainers.patch_scores import PatchScores
 
-CHUNK_BAGS = 2048
-"""Bags drawn at once, so that memory (some 20 MB at 100 patches a bag) does not grow with their number."""
+CHUNK_BAGS = 250
+"""Bags drawn at once: memory does not grow with their number, and between chunks the drawing may stop. However many
+are drawn in all, the first ones are the same."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class SlideScore:
         size: patches a bag.
         n_patches: patches of the slide.
         with_replacement: the slide has fewer patches than a bag, so that they repeat within a bag.
+        by_model: `expected_score` of each model alone, (models,).
     """
 
     probabilities: tuple[float, ...]
@@ -56,6 +58,7 @@ class SlideScore:
     size: int
     n_patches: int
     with_replacement: bool
+    by_model: tuple[float, ...]
 
     def as_row(self) -> dict[str, float | int | bool | None]:
         """One flat row of a table: `p_0`, `mc_se_p_0` and `votes_0` stand for class 0, and so on."""
@@ -84,51 +87,97 @@ class SlideScore:
 
 
 def score_slide(
-    models: Sequence[PatchScores], n_patches: int, *, bags: int = 1000, size: int = 100, seed: int = 0
+    models: Sequence[PatchScores],
+    n_patches: int,
+    *,
+    bags: int = 1000,
+    size: int = 100,
+    seed: int = 0,
+    tolerance: float | None = None,
 ) -> SlideScore:
     """Scores a slide by Monte-Carlo bags, every model on the same ones.
 
     Args:
         models: patch scores of the slide, one a model; their probabilities are averaged bag by bag.
         n_patches: patches of the slide, the rows of each `PatchScores`.
-        bags: how many bags to draw, at least 2.
+        bags: how many bags to draw, at least 2; with a tolerance the most.
         size: patches a bag, drawn without replacement within it unless the slide has fewer.
         seed: of the bags; the same seed gives the same bags.
+        tolerance: `mc_se` that is small enough: no further bags are drawn once it is reached, which is looked at
+            every `CHUNK_BAGS` bags.
 
     Raises:
         BagError: no model, no patch, fewer than 2 bags, or models that saw other patches.
     """
     _check(models, n_patches, bags, size)
-    classes = models[0].bias.size
-    grades = np.arange(classes, dtype=np.float64)
-    p = np.zeros((bags, classes))
+    grades = np.arange(models[0].bias.size, dtype=np.float64)
+    chunks: list[NDArray[np.float64]] = []
     expected_by_model = np.zeros(len(models))
-    start = 0
     for rows in draw_bags(n_patches, bags, size, np.random.default_rng(seed)):
-        chunk = slice(start, start + len(rows))
-        for m, scores in enumerate(models):
-            q = scores.bag_probabilities(rows).astype(np.float64)  # (chunk, classes)
-            p[chunk] += q / len(models)
-            expected_by_model[m] += (q @ grades).sum() / bags
-        start += len(rows)
+        q = np.stack([scores.bag_probabilities(rows) for scores in models]).astype(np.float64)  # (models, chunk, c)
+        chunks.append(q.mean(axis=0))
+        expected_by_model += (q @ grades).sum(axis=1)
+        if tolerance is not None and _standard_error(np.concatenate(chunks) @ grades) <= tolerance:
+            break
+    p = np.concatenate(chunks)  # (drawn, classes)
+    return _summary(p, expected_by_model / len(p), size, n_patches)
 
+
+def _summary(p: NDArray[np.float64], by_model: NDArray[np.float64], size: int, n_patches: int) -> SlideScore:
+    drawn, classes = p.shape
     mean = p.mean(axis=0)  # (classes,)
-    by_bag = p @ grades  # (bags,)
+    by_bag = p @ np.arange(classes, dtype=np.float64)  # (drawn,)
     low, high = np.percentile(by_bag, [2.5, 97.5])
     return SlideScore(
         probabilities=tuple(mean.tolist()),
         predicted=int(mean.argmax()),
         expected_score=float(by_bag.mean()),
-        votes=tuple((np.bincount(p.argmax(axis=1), minlength=classes) / bags).tolist()),
+        votes=tuple((np.bincount(p.argmax(axis=1), minlength=classes) / drawn).tolist()),
         mc_se=_standard_error(by_bag),
         mc_se_probabilities=tuple(_standard_error(p[:, c]) for c in range(classes)),
         bag_p2_5=float(low),
         bag_p97_5=float(high),
-        model_sd=float(expected_by_model.std(ddof=1)) if len(models) > 1 else None,
-        bags=bags,
+        model_sd=_spread(by_model.tolist()),
+        bags=drawn,
         size=size,
         n_patches=n_patches,
         with_replacement=n_patches < size,
+        by_model=tuple(by_model.tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """What the slides of a case say together, each weighing the same.
+
+    Attributes:
+        probabilities: mean over slides, (classes,).
+        predicted: the most probable class.
+        expected_score: sum_c c p_c.
+        mc_se: numerical standard error of `expected_score`; the bags of different slides are independent.
+        model_sd: SD (ddof 1) over the models of their mean over slides; None for a single model.
+        n_slides: how many.
+    """
+
+    probabilities: tuple[float, ...]
+    predicted: int
+    expected_score: float
+    mc_se: float
+    model_sd: float | None
+    n_slides: int
+
+
+def combine_slides(scores: Sequence[SlideScore]) -> CaseScore:
+    """The score of a case from those of its slides, at least one, all by the same models."""
+    n = len(scores)
+    p = np.mean([score.probabilities for score in scores], axis=0)  # (classes,)
+    return CaseScore(
+        probabilities=tuple(p.tolist()),
+        predicted=int(p.argmax()),
+        expected_score=math.fsum(score.expected_score for score in scores) / n,
+        mc_se=math.hypot(*(score.mc_se for score in scores)) / n,
+        model_sd=_spread(np.mean([score.by_model for score in scores], axis=0).tolist()),
+        n_slides=n,
     )
 
 
@@ -167,3 +216,7 @@ def _check(models: Sequence[PatchScores], n_patches: int, bags: int, size: int) 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1)) / math.sqrt(values.size)
+
+
+def _spread(by_model: Sequence[float]) -> float | None:
+    return float(np.std(by_model, ddof=1)) if len(by_model) > 1 else None

@@ -20,8 +20,13 @@ _WHAT = {
     "weights": "alexnet-pcam and alexnet-ihc, as trained here",
     "store": "features, a Zarr group a slide and embedder",
     **SWEEP_FILES,
-    "scores.csv": "Monte-Carlo scores of the test slides",
+    "scores.csv": "Monte-Carlo scores of the test slides by the best embedder",
+    "case_scores.csv": "the same by every embedder, a row a case",
+    "auc_by_bags.csv": "AUC over cases by the number of bags a slide",
+    "auc_by_bags.png": "the same drawn",
+    "heatmaps": "a heatmap a test slide, and its highest and lowest patches",
     "heatmap.png": "attention over the slide of the highest expected score",
+    "report.html": "all of it on one page",
 }
 
 
@@ -42,12 +47,13 @@ _WHAT = {
 @click.option("--offline", is_flag=True, help="Do not try to download the ImageNet weights.")
 @verb
 def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
-    """Run the whole path on a synthetic cohort: slides, features, sweep, scores, heatmap.
+    """Run the whole path on a synthetic cohort: slides, features, sweep, scores, heatmaps, report.
 
     Uses the ImageNet weights where they can be had, and says so where they cannot. What an earlier call
     has finished is not done again.
     """
     from cluster import demo as steps
+    from cluster.cli.score import said_of_truth
     from cluster.resources import ray_session
     from trainers.report import table
     from trainers.results import read_csv
@@ -76,23 +82,32 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
             )
         with say.bar("sweep", "epochs of fits") as watch:
             swept = steps.run_demo_sweep(out, experiment, lambda p: watch(p.epochs_done, p.epochs))
-    with say.step("scores and heatmap of the test slides"):
-        scored = steps.score_test_slides(out)
+    with say.bar("scores and heatmaps of the test slides", "slides") as watch:
+        scores = steps.score_test_slides(out, watch)
     folders = {name: out / name for name in ("pcam", "weights", "store")}
-    files = {"cohort.csv": cohort, **folders, **swept.written, **scored.files}
+    files = {"cohort.csv": cohort, **folders, **swept.written, **scores.files}
 
     def place(path: Path) -> str:
         return str(path.absolute().relative_to(out.absolute()))
 
     return Outcome(
-        items=[Item(o.slide_id, o.status, o.reason) for o in embedded.outcomes],
+        items=[
+            *(Item(o.slide_id, o.status, o.reason) for o in embedded.outcomes),
+            *(Item(s.id, s.status, s.reason) for s in scores.scored.slides if s.status == "failed"),
+        ],
         outputs={name: str(path) for name, path in files.items()},
-        extra={"patches": embedded.patches, "left_out": swept.left_out, "without": missing},
+        extra={
+            "patches": embedded.patches,
+            "left_out": swept.left_out,
+            "without": missing,
+            "truth_auc": scores.scored.truth_aucs,
+        },
         summary=[
             "",
             table1_table(read_csv(out / "sweep", TABLE1)),
             "",
             table(out / "sweep"),
+            *said_of_truth(scores.scored.truth_aucs),
             "",
             "The cohort is synthetic and the link between score and morphology was put in: ranks of embedders",
             "here say nothing about real tissue.",
@@ -101,7 +116,7 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
             f"Files, all under {out}:",
             *(f"  {place(files[name]):<28}{_WHAT[name]}" for name in _WHAT if name in files),
             "",
-            f"Look at {out / place(files['heatmap.png'])} and {out / place(files['roc.png'])} first.",
+            f"Open {out / place(files['report.html'])} in a browser first.",
         ],
     )
 

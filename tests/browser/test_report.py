@@ -31,7 +31,7 @@ def page(browser: Any, file: Path) -> Iterator[Any]:
     own.on("pageerror", lambda error: failures.append(str(error)))
     own.on("request", lambda request: request.url.startswith(("data:", "blob:")) or asked.append(request.url))
     own.goto(file.as_uri())
-    own.wait_for_function("document.documentElement.dataset.charts === 'shown'")
+    own.wait_for_function("() => document.documentElement.dataset.charts === 'shown'")
     yield own  # one page for all tests, for it takes seconds to open
     own.close()
     assert failures == []

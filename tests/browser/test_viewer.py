@@ -40,7 +40,7 @@ def page(browser: Any, url: str) -> Iterator[Any]:
 
 
 def settle(page: Any) -> None:
-    page.wait_for_function("window.her2cache && window.her2cache.ready")
+    page.wait_for_function("() => window.her2cache && window.her2cache.ready")
     page.wait_for_load_state("networkidle")
 
 
@@ -52,7 +52,7 @@ def middle(page: Any, k: int = 0) -> tuple[float, float]:
 def test_a_slide_with_its_sister(page: Any) -> None:
     assert page.locator(".plot canvas").count() >= 2
     for stain in ("he", "ihc"):
-        loaded = f"performance.getEntriesByType('resource').some((e) => e.name.includes('/tile/0/{stain}/'))"
+        loaded = f"() => performance.getEntriesByType('resource').some((e) => e.name.includes('/tile/0/{stain}/'))"
         page.wait_for_function(loaded)
     settle(page)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def test_a_click_shows_the_patch(page: Any) -> None:
     page.locator("#patch").wait_for()
     assert page.locator("#patch-title").inner_text().startswith("Patch at (600, 4")
     assert page.locator("#patch-values").inner_text().split() == ["attention-weighted", "score", "1", "signed", "0"]
-    page.wait_for_function("document.getElementById('patch-picture').naturalWidth > 0")
+    page.wait_for_function("() => document.getElementById('patch-picture').naturalWidth > 0")
     page.keyboard.press("Escape")
     assert page.locator("#patch").is_hidden()
 

@@ -10,101 +10,27 @@ from typing import Any
 
 import click
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tifffile
 from click.testing import CliRunner, Result
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
+from cluster.cli.bars import pace
 from cluster.cli.score import heatmap, report, score
 from her2cache.cohort import Slide, write_cohort
-from her2cache.embedder import EmbedderSpec, FeatureSpace
-from her2cache.slide import file_identity
 from her2cache.store.reader import FeatureStore
-from her2cache.store.writer import SlideShape
-from her2cache.tiling import PatchSpec
-from her2cache.tissue import preset
-from trainers.metrics import evaluate
-from trainers.model import AttentionMIL, Origin, TrainedModel
-from trainers.results import write_csv
+from tests.scored import COORDS, TRUTH, scored_sweep, space_of
+from trainers.columns import schema
+from trainers.model import TrainedModel
 from trainers.score import score_slide
+from trainers.score_tables import case_columns, slide_columns
 from trainers.tasks import find_task
-
-DIM, FOLDS, SIDE = 16, 3, 96
-COORDS = np.array([(x, y) for y in range(0, 768, SIDE) for x in range(0, 960, SIDE)], np.int32)  # (80, 2)
-
-
-def _space(name: str) -> FeatureSpace:
-    embedder = EmbedderSpec(name, DIM, SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), name)
-    return FeatureSpace(PatchSpec(), preset("HE"), embedder)
-
-
-def _write_slide(path: Path) -> None:
-    rng = np.random.default_rng(len(path.name))
-    pixels = rng.integers(120, 240, (768, 960, 3), np.uint8)
-    options = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}  # 0.5 um/px
-    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", **options)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of untrained models of two embedders over four embedded slides."""
-    root = tmp_path_factory.mktemp("project")
-    rng = np.random.default_rng(0)
-    slides = [Slide(f"s{k}", f"c{k}", root / f"s{k}.tif", "HE", k) for k in range(4)]
-    for slide in slides:
-        _write_slide(slide.path)
-    write_cohort(slides, root / "cohort.csv")
-
-    store = FeatureStore.create(root / "store")
-    for name in ("one", "two"):
-        key = store.add_space(_space(name))
-        for slide in slides:
-            provenance = {"path": str(slide.path), **file_identity(slide.path), "mpp": 0.5}
-            writer = store.writer(SlideShape(slide.slide_id, key, COORDS, 1, DIM, "float16", float(SIDE), provenance))
-            features = rng.normal(size=(1, len(COORDS), DIM)).astype(np.float16)
-            writer.write(0, features, np.ones(len(COORDS), np.bool_))
-            assert writer.commit({}) == "committed"
-
-    out = root / "sweep"
-    results: list[dict[str, Any]] = []
-    predictions: list[dict[str, Any]] = []
-    for name, loss in (("one", 1.3), ("two", 1.1)):
-        for fold in range(FOLDS):
-            run_id, key = f"{name}-f{fold}", _space(name).key
-            model = AttentionMIL.seeded(DIM, 4, 8, seed=fold)
-            origin = Origin(run_id, key, name, "digest", fold, 0, find_task("four"))
-            TrainedModel(model, origin).save(out / "checkpoints" / f"{run_id}.safetensors")
-            p = rng.dirichlet(np.ones(4), size=40)
-            label = np.arange(40) % 4
-            levels = {"bag": evaluate(label, p, 4), "slide": evaluate(np.arange(4), p[:4], 4)}
-            setting = {"learning_rate": 1e-3, "weight_decay": 1e-5, "seed": fold, "epoch": 0, "task": "four"}
-            of_run = {"embedder_seed": 0, "outer": None, "selected": True}
-            results.append(
-                {"run_id": run_id, "space_key": key, "embedder": name, "fold": fold, "val_loss": loss + (fold - 1) ** 2}
-                | setting
-                | of_run
-                | {"n_bags": 40, "n_slides": 4, "n_cases": 4}
-                | {f"{level}_{metric}": v for level, found in levels.items() for metric, v in found.items()}
-            )
-            predictions += [
-                {"run_id": run_id, "embedder": name, "slide_id": f"s{c}", "case_id": f"c{c}", "label": c}
-                | of_run
-                | {f"p_{k}": float(p[i, k]) for k in range(4)}
-                for i, c in enumerate(label.tolist())
-            ]
-    pq.write_table(pa.Table.from_pylist(results), out / "results.parquet")
-    pq.write_table(pa.Table.from_pylist(predictions), out / "predictions.parquet")
-    losses = {"train_loss": 1.0, "best": True, "reason": ""}
-    pq.write_table(pa.Table.from_pylist([row | losses for row in results]), out / "runs.parquet")
-    write_csv(out / "selection.csv", [row for row in results if row["fold"] == 0])
-    (out / "experiment.toml").write_text(
-        '[data]\ncohort = "cohort.csv"\nstore = "store"\nembedders = ["one", "two"]\n[bags]\nsize = 20\n'
-    )  # a copy: its relative paths start at the folder it came from, which environment.json tells
-    where = {"cohort": str(root / "cohort.csv"), "store": str(root / "store")}
-    (out / "environment.json").write_text(json.dumps(where))
-    return out
+    return scored_sweep(tmp_path_factory.mktemp("project"))
 
 
 def _run(command: click.Command, *arguments: object) -> Result:
@@ -123,7 +49,7 @@ def test_score_equals_the_library(sweep: Path) -> None:
     assert document["runs"] == ["two-f0", "two-f1", "two-f2"]  # the embedder of least validation loss
     store = FeatureStore.open(sweep.parent / "store")
     models = [TrainedModel.load(sweep / "checkpoints" / f"{run_id}.safetensors") for run_id in document["runs"]]
-    scores = [model.patch_scores(store.features("s2", _space("two").key)) for model in models]
+    scores = [model.patch_scores(store.features("s2", space_of("two").key)) for model in models]
     expected = score_slide(scores, len(COORDS), bags=50, size=20)
     (row,) = document["scores"]
     assert {key: row[key] for key in expected.as_row()} == expected.as_row()
@@ -150,21 +76,138 @@ def test_score_by_file_with_one_run(sweep: Path) -> None:
     assert document["runs"] == ["one-f2"]
 
 
+def test_without_a_target_it_is_the_test_set_and_the_tolerance_is_said(sweep: Path) -> None:
+    document = _document(score, "--sweep", sweep, "--bags", 20)
+    assert [row["slide_id"] for row in document["scores"]] == ["s0", "s1", "s2", "s3"]
+    assert "tolerance" not in document
+    error = document["scores"][0]["mc_se"]
+    missed = _run(score, "s0", "--sweep", sweep, "--bags", 20, "--tolerance", error / 2)
+    assert "0 of 1 slide, the others by 20 bags not" in missed.stdout
+    met = _document(score, "s0", "--sweep", sweep, "--bags", 5000, "--tolerance", error)
+    assert (met["tolerance"], met["within_tolerance"]) == (error, 1)
+    assert met["scores"][0]["bags"] == 250
+
+
+def test_slides_of_a_case_are_combined(sweep: Path, tmp_path: Path) -> None:
+    slides = [Slide(f"s{k}", f"c{k // 2}", sweep.parent / f"s{k}.tif", "HE", k // 2) for k in range(3)]
+    write_cohort(slides, tmp_path / "cohort.csv")
+    out, cases = tmp_path / "slides.parquet", tmp_path / "cases.parquet"
+    result = _run(score, tmp_path / "cohort.csv", "--sweep", sweep, "--bags", 20, "--out", out, "--cases", cases)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.index("c0 ") > result.stdout.index("s2 ")
+    by_slide, by_case = pq.read_table(out), pq.read_table(cases)
+    assert by_slide.schema.equals(schema(slide_columns(find_task("four"))), check_metadata=True)
+    assert by_case.schema.equals(schema(case_columns(find_task("four"))), check_metadata=True)
+    first, second = by_case.to_pylist()
+    assert (first["case_id"], first["n_slides"], second["n_slides"]) == ("c0", 2, 1)
+    rows = by_slide.to_pylist()
+    assert first["p_3"] == pytest.approx((rows[0]["p_3"] + rows[1]["p_3"]) / 2)
+    assert second["expected_score"] == pytest.approx(rows[2]["expected_score"])
+    assert first["model_sd"] < rows[0]["model_sd"] + rows[1]["model_sd"]
+
+
 def test_heatmap(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "map.png"
     document = _document(heatmap, "s3", "--sweep", sweep, "--out", out, "--embedder", "one", "--bags", 2)
     assert document["runs"] == ["one-f1"]  # the fold of least validation loss
     assert document["bags"] == 4  # raised to a whole pass: 80 patches in bags of 20
+    assert (document["ihc"], document["truth_auc"]) == (None, None)
     with Image.open(out) as picture:
         assert picture.format == "PNG"
 
 
+def test_a_heatmap_with_all_that_belongs_to_it(sweep: Path, tmp_path: Path) -> None:
+    asked = [f"--{name}={tmp_path / name}" for name in ("out", "geojson", "patches")]
+    document = _document(heatmap, "s0", "--sweep", sweep, *asked, "--top", 3, "--map", "signed")
+    assert document["ihc"] == str(sweep.parent / "s0-ihc.tif")
+    features = json.loads((tmp_path / "geojson").read_text())["features"]
+    store, key = FeatureStore.open(sweep.parent / "store"), space_of("two").key
+    x0, y0 = store.coords("s0", key)[5].tolist()
+    assert features[5]["geometry"]["coordinates"][0][2] == [x0 + 96, y0 + 96]
+    values = features[5]["properties"]["measurements"]
+    truth = [TRUTH[y // 96, x // 96] for x, y in store.coords("s0", key).tolist()]
+    assert values["tumour fraction (truth)"] == pytest.approx(truth[5], abs=1e-5)
+    assert values["attention-weighted score"] == pytest.approx(
+        values["attention-weighted p(2+)"] + values["attention-weighted p(3+)"], abs=1e-5
+    )
+    attention = [f["properties"]["measurements"]["attention"] for f in features]
+    assert document["truth_auc"] == pytest.approx(roc_auc_score(np.array(truth) >= 0.5, attention))
+    with Image.open(tmp_path / "patches") as sheet, Image.open(tmp_path / "out") as picture:
+        assert sheet.format == picture.format == "PNG"
+    shown = _run(heatmap, "s0", "--sweep", sweep, *asked)
+    assert f"AUC of attention against the truth map {document['truth_auc']:.3f}" in shown.stdout
+
+
+def test_an_ihc_slide_that_cannot_be_read(sweep: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(sweep.parent, project)
+    (project / "s0-ihc.tif").write_bytes(b"no slide")
+    where = {"cohort": str(project / "cohort.csv"), "store": str(project / "store")}
+    (project / "sweep" / "environment.json").write_text(json.dumps(where))
+    call = ["s0", "--sweep", project / "sweep", "--out", tmp_path / "map.png"]
+    document = _document(heatmap, *call)  # a sister that nobody asked for does not stop the map
+    assert document["ihc"] is None
+    assert "drawn without the IHC slide" in document["notes"][0]
+    named = _run(heatmap, *call, "--ihc", "s0-ihc")
+    assert named.exit_code == 2
+    assert "s0-ihc.tif cannot be opened" in named.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "message"),
+    [
+        (heatmap, ["s1", "--out", "x.png", "--map", "class:5+"], "class:0, class:1+, class:2+, class:3+"),
+        (heatmap, ["s1", "--out", "x.png", "--truth", "missing.npz"], "cannot be read as a truth map"),
+        (score, ["s1", "--out", "scores.xlsx"], "neither .csv nor .parquet"),
+        (score, ["s1", "--cases", "cases"], "neither .csv nor .parquet"),
+    ],
+)
+def test_what_was_asked_wrongly(
+    sweep: Path,
+    tmp_path: Path,
+    verb: click.Command,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = _run(verb, *arguments, "--sweep", sweep)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("done", "left", "seconds", "text"),
+    [
+        (0, 10, 3.0, ""),
+        (5, 10, 0.0, ""),
+        (50, 100, 20.0, "2.5/s, 40 s left"),
+        (4000, 8000, 2.0, "2,000/s, 4 s left"),
+        (1, 3, 60.0, "1.0/min, 3 min left"),
+    ],
+)
+def test_the_pace_of_a_bar(done: int, left: int, seconds: float, text: str) -> None:
+    assert pace(done, left, seconds) == text
+
+
 def test_report(sweep: Path) -> None:
-    document = _document(report, sweep)
-    assert all(Path(path).is_file() for path in document["outputs"].values())
     shown = _run(report, sweep)
+    assert shown.exit_code == 0, shown.output
     assert "fold_ci95" in shown.stdout
-    assert "table2.csv" in shown.stdout
+    assert "Attention finds the synthetic tumour with an AUC" in shown.stdout
+    for name in ("table2.csv", "scores.csv", "auc_by_bags.csv", "heatmaps/s3.top.png", "report.html"):
+        assert (sweep / name).is_file()
+        assert name.partition("/")[0] in shown.stdout
+
+
+@pytest.mark.slow
+def test_a_report_where_neither_store_nor_slides_are(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "copy")
+    (tmp_path / "copy" / "environment.json").write_text('{"cohort": "/gone/cohort.csv", "store": "/gone/store"}')
+    document = _document(report, tmp_path / "copy")
+    assert "no new scores and heatmaps: " in document["notes"][0]
+    assert "table2.csv" in document["outputs"]
 
 
 def test_another_file_under_the_id_of_an_embedded_slide(sweep: Path, tmp_path: Path) -> None:

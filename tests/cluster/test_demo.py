@@ -55,6 +55,13 @@ def test_it_goes_from_slides_to_a_heatmap_and_does_nothing_twice(
     assert "alexnet-imagenet=FILE" in said["without"]
     assert said["left_out"] == {}
     assert all(Path(path).exists() for path in said["outputs"].values())
+    tested = {row["slide_id"] for row in read_csv(tmp_path / "out", "scores.csv")}
+    assert len(tested) == 4
+    assert set(said["truth_auc"]) <= tested
+    assert said["truth_auc"], "no truth map was found"
+    index = read_csv(tmp_path / "out" / "sweep" / "heatmaps", "index.csv")
+    assert {row["slide_id"] for row in index if row["has_ihc"] == "True"} == tested
+    assert (tmp_path / "out" / "sweep" / "report.html").is_file()
     with Image.open(said["outputs"]["heatmap.png"]) as picture:
         assert min(picture.size) > 300
     results = pq.read_table(said["outputs"]["results.parquet"]).to_pylist()

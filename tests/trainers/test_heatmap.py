@@ -1,4 +1,4 @@
-"""The heatmap is the paper's algorithm 1, every patch is drawn, and pixels are where patches are."""
+"""The picture of a map: pixels are where patches are, and nothing is drawn where nothing is known."""
 
 from __future__ import annotations
 
@@ -11,81 +11,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainers import heatmap as module
-from trainers.heatmap import (
-    attention_weighted_score,
-    draw_heatmap,
-    paint_patches,
-    partition_bags,
-    place_patches,
-    scale_bar_um,
-)
-from trainers.patch_scores import PatchScores
-
-RNG = np.random.default_rng(7)
-FEATURES = RNG.normal(size=(90, 10))
-W1, W2, W, B = RNG.normal(size=6), RNG.normal(size=(6, 10)), RNG.normal(size=(4, 10)), RNG.normal(size=4)
-SCORES = PatchScores(
-    (np.tanh(FEATURES @ W2.T) @ W1).astype(np.float32),
-    (FEATURES @ W.T).astype(np.float32),
-    B.astype(np.float32),
-)
-
-
-def algorithm_1(bags: list[list[int]]) -> dict[int, float]:
-    """Algorithm 1 as the paper writes it, the model by equations 1-2, patch by patch."""
-    heatmap: dict[int, list[float]] = {}
-    for locations in bags:
-        bag = FEATURES[locations]
-        logits = np.array([W1 @ np.tanh(W2 @ v) for v in bag])
-        attention_weights = np.exp(logits) / np.exp(logits).sum()
-        z = W @ sum(a * v for a, v in zip(attention_weights, bag, strict=True)) + B
-        probabilities = np.exp(z) / np.exp(z).sum()
-        bag_probability = probabilities[2] + probabilities[3]
-        patch_probabilities = bag_probability * attention_weights
-        for location, value in zip(locations, patch_probabilities, strict=True):
-            heatmap.setdefault(location, []).append(float(value))
-    return {location: float(np.mean(values)) for location, values in heatmap.items()}
-
-
-@pytest.mark.parametrize("entries", [2**20, 100])
-def test_equal_to_algorithm_1_on_the_same_bags(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_ENTRIES", entries)
-    bags = partition_bags(90, 40, 20, np.random.default_rng(1))
-    values = attention_weighted_score(SCORES, bags, (2, 3))
-    reference = algorithm_1(bags.tolist())
-    assert set(reference) == set(range(90))
-    assert values == pytest.approx([20 * reference[k] for k in range(90)], rel=1e-4)
-
-
-def test_a_patch_that_no_bag_drew_has_no_value() -> None:
-    values = attention_weighted_score(SCORES, np.array([[3, 5, 8], [8, 5, 3]]), (2, 3))
-    assert np.flatnonzero(~np.isnan(values)).tolist() == [3, 5, 8]
-
-
-def test_uniform_attention_shows_the_probability_of_the_bag() -> None:
-    flat = PatchScores(np.zeros(30, np.float32), np.zeros((30, 2), np.float32), np.array([0, 1], np.float32))
-    bags = partition_bags(30, 10, 10, np.random.default_rng(0))
-    expected = np.e / (1 + np.e)
-    assert attention_weighted_score(flat, bags, (1,)) == pytest.approx(np.full(30, expected))
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.integers(1, 150), st.integers(1, 60), st.integers(1, 40), st.integers(0, 999))
-def test_every_patch_is_drawn_and_about_equally_often(n: int, bags: int, size: int, seed: int) -> None:
-    rows = partition_bags(n, bags, size, np.random.default_rng(seed))
-    k = min(size, n)
-    assert rows.shape == (max(bags, -(-n // k)), k)
-    assert all(len(set(bag)) == k for bag in rows.tolist())
-    drawn = np.bincount(rows.ravel(), minlength=n)
-    passes = -(-len(rows) // -(-n // k))
-    assert drawn.min() >= passes - (len(rows) % -(-n // k) > 0)
-    assert drawn.max() <= 2 * passes
+from trainers.heatmap import Look, Section, draw_heatmap, paint_patches, place_patches, scale_bar_um
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(20, 500), st.floats(1.5, 80), st.integers(0, 500), st.integers(0, 500), st.booleans())
-def test_neighbours_leave_no_gap(patch: float, downsample: float, x0: int, y0: int, floor: bool) -> None:
+@given(st.integers(20 * 1024, 500 * 1024), st.floats(1.5, 80), st.integers(0, 500), st.integers(0, 500), st.booleans())
+def test_neighbours_leave_no_gap(part: int, downsample: float, x0: int, y0: int, floor: bool) -> None:
+    patch = part / 1024  # its multiples have no rounding error, which would move a corner by a whole pixel
     assume(patch > 2 * downsample)
     grid = np.array([(x, y) for y in range(4) for x in range(5)]) * patch + (x0, y0)
     coords = (np.floor(grid) if floor else np.rint(grid)).astype(np.int32)
@@ -121,27 +53,29 @@ def coloured(path: Path) -> NDArray[np.bool_]:
     return (rgb.max(axis=2) - rgb.min(axis=2)) > 40
 
 
+COORDS = np.array([[x, y] for y in range(0, 400, 100) for x in range(0, 800, 100)], np.int32)
+
+
+def draw(
+    out: Path, shape: tuple[int, int, int], values: list[float], look: Look | None = None, ihc: Section | None = None
+) -> Path:
+    draw_heatmap(
+        Section(np.full(shape, 230, np.uint8), 5.0, "H&E"),
+        squares=place_patches(COORDS, 100.0, 10.0, shape[:2]),
+        values=np.array(values),
+        look=look or Look("attention-weighted score", "p × attention × bag size"),
+        title="slide_$1$ · run r · predicted 2+",
+        out=out,
+        ihc=ihc,
+    )
+    return out
+
+
 @pytest.mark.parametrize("shape", [(200, 120, 3), (60, 300, 3)])
 def test_the_picture(shape: tuple[int, int, int], tmp_path: Path) -> None:
-    coords = np.array([[x, y] for y in range(0, 400, 100) for x in range(0, 800, 100)], np.int32)
-
-    def draw(name: str, values: list[float]) -> NDArray[np.bool_]:
-        out = tmp_path / "new folder" / name
-        draw_heatmap(
-            np.full(shape, 230, np.uint8),
-            downsample=10.0,
-            coords=coords,
-            patch_level0_px=100.0,
-            values=np.array(values),
-            mpp_level0=0.5,
-            title="slide_$1$ · run r · predicted 2+",
-            out=out,
-        )
-        return coloured(out)
-
-    every = draw("every.png", [1.0] * 32)
+    every = coloured(draw(tmp_path / "new folder" / "every.png", shape, [1.0] * 32))
     # the same scale and the same largest value, so that only the patches differ
-    lower_half = draw("lower half.png", [np.nan] * 16 + [1.0] * 16)
+    lower_half = coloured(draw(tmp_path / "lower half.png", shape, [np.nan] * 16 + [1.0] * 16))
     undrawn = every & ~lower_half
     panels = np.flatnonzero(undrawn.any(axis=0)), np.flatnonzero(undrawn.any(axis=1))
     height, width = np.ptp(panels[1]) + 1, np.ptp(panels[0]) + 1
@@ -150,3 +84,25 @@ def test_the_picture(shape: tuple[int, int, int], tmp_path: Path) -> None:
     assert not (lower_half & ~every).any()
     if shape[0] > shape[1]:  # side by side: the slide as it is stays as it is
         assert not every[:, : every.shape[1] // 3].any()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["lower half.png"]
+
+
+def test_the_ihc_section_stands_beside_it(tmp_path: Path) -> None:
+    brown = np.broadcast_to(np.array([150, 90, 40], np.uint8), (100, 60, 3))
+    shape = (200, 120, 3)
+    without = coloured(draw(tmp_path / "a.png", shape, [1.0] * 32))
+    beside = coloured(draw(tmp_path / "b.png", shape, [1.0] * 32, ihc=Section(brown, None, "IHC")))
+    assert beside.shape[1] > 1.3 * without.shape[1]
+    right = beside[:, -beside.shape[1] // 4 :]
+    assert right.any(axis=0).mean() > 0.6
+
+
+def test_colours_of_a_signed_map_are_centred_on_0(tmp_path: Path) -> None:
+    look = Look("signed map", "pull", scale_max=1.0, diverging=True)
+    picture = draw(tmp_path / "signed.png", (200, 120, 3), [1.0] * 8 + [-1.0] * 8 + [0.0] * 16, look)
+    rgb = np.asarray(Image.open(picture).convert("RGB")).astype(np.int64)
+    # the colour bar lies below the panel, so rows of the upper half are those of patches
+    upper = rgb[: len(rgb) // 2].reshape(-1, 3)
+    upper = upper[(upper.max(axis=1) - upper.min(axis=1)) > 40]
+    red, blue = upper[:, 0] > upper[:, 2], upper[:, 0] < upper[:, 2]
+    assert red.sum() == pytest.approx(blue.sum(), rel=0.1)

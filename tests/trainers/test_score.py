@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from her2cache.errors import BagError
 from trainers import score as module
 from trainers.patch_scores import PatchScores
-from trainers.score import draw_bags, score_slide
+from trainers.score import CHUNK_BAGS, combine_slides, draw_bags, score_slide
 
 
 class DirectModel:
@@ -74,6 +74,50 @@ def test_mc_se_is_the_spread_of_repeated_scores() -> None:
     assert more.bag_p97_5 - more.bag_p2_5 == pytest.approx(
         np.mean([r.bag_p97_5 - r.bag_p2_5 for r in repeated]), rel=0.2
     )
+
+
+def test_drawing_stops_at_the_tolerance() -> None:
+    features = np.random.default_rng(1).normal(size=(400, 12))
+    scores = [DirectModel(seed).patch_scores(features) for seed in (2, 3)]
+    whole = score_slide(scores, 400, bags=4000, size=10)
+    # twice the error of 4,000 bags takes a fourth of them
+    stopped = score_slide(scores, 400, bags=4000, size=10, tolerance=2 * whole.mc_se)
+    assert stopped.mc_se <= 2 * whole.mc_se
+    assert 1000 - 2 * CHUNK_BAGS <= stopped.bags <= 1000 + 2 * CHUNK_BAGS
+    assert stopped == score_slide(scores, 400, bags=stopped.bags, size=10)  # the first bags, as ever
+    before = score_slide(scores, 400, bags=stopped.bags - CHUNK_BAGS, size=10)
+    assert before.mc_se > 2 * whole.mc_se
+    missed = score_slide(scores, 400, bags=300, size=10, tolerance=1e-9)
+    assert missed == score_slide(scores, 400, bags=300, size=10)
+
+
+def test_a_case_is_its_slides_each_weighing_the_same() -> None:
+    rng = np.random.default_rng(1)
+    slides = [rng.normal(size=(n, 12)) for n in (60, 300, 90)]
+    models = [DirectModel(seed) for seed in (2, 3, 4)]
+    scores = [score_slide([m.patch_scores(f) for m in models], len(f), bags=300, size=10) for f in slides]
+    case = combine_slides(scores)
+    p = np.mean([s.probabilities for s in scores], axis=0)
+    assert case.probabilities == pytest.approx(p)
+    assert case.predicted == p.argmax()
+    assert case.expected_score == pytest.approx(p @ np.arange(4))
+    assert case.mc_se == pytest.approx(np.sqrt(sum(s.mc_se**2 for s in scores)) / 3)
+    alone = [[score_slide([m.patch_scores(f)], len(f), bags=300, size=10) for f in slides] for m in models]
+    means = [np.mean([s.expected_score for s in own]) for own in alone]
+    assert case.model_sd == pytest.approx(np.std(means, ddof=1))
+    assert combine_slides(alone[0]).model_sd is None
+    assert combine_slides(scores[:1]).expected_score == pytest.approx(scores[0].expected_score)
+
+
+def test_the_error_of_a_case_is_the_spread_of_repeated_scores() -> None:
+    rng = np.random.default_rng(1)
+    slides = [DirectModel(2).patch_scores(rng.normal(size=(n, 12))) for n in (100, 200)]
+    repeated = [
+        combine_slides([score_slide([s], len(s.attention_logit), bags=50, size=10, seed=seed) for s in slides])
+        for seed in range(200)
+    ]
+    spread = np.std([r.expected_score for r in repeated], ddof=1)
+    assert np.mean([r.mc_se for r in repeated]) == pytest.approx(spread, rel=0.2)
 
 
 def test_a_slide_of_one_patch_has_no_error() -> None:

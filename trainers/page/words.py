@@ -39,9 +39,10 @@ def headline(sources: Sources) -> Iterator[str]:
             best = max(found.fixed, key=lambda e: found.fixed[e].values["auc"] or -1.0)
             yield f"The fixed test set alone, by case: {_best_of(found.fixed, best)}"
     if found.comparisons:
-        told = sum(each.distinguishable for each in found.comparisons)
-        of = f"{told or 'none'} of the {len(found.comparisons)} others"
-        yield f"By the paired comparison of cases, {found.comparisons[0].best} can be told apart from {of}."
+        told, others = sum(each.distinguishable for each in found.comparisons), len(found.comparisons)
+        of = f"{told or 'none'} of the {others} others" if others > 1 else "the other"
+        can = "can" if told or others > 1 else "cannot"
+        yield f"By the paired comparison of cases, {found.comparisons[0].best} {can} be told apart from {of}."
     bags = [row for row in sources.table2 if row["level"] == "bag" and row["auc"] is not None]
     if bags:
         first = bags[0]
