@@ -10,7 +10,7 @@ import click
 from rich.markup import escape
 
 from cluster.cli.bars import bar
-from cluster.cli.files import SWEEP_FILES
+from cluster.cli.files import FOLDERS, SWEEP_FILES
 from cluster.cli.output import Item, Outcome, err
 from cluster.cli.verb import verb
 
@@ -20,13 +20,8 @@ _WHAT = {
     "weights": "alexnet-pcam and alexnet-ihc, as trained here",
     "store": "features, a Zarr group a slide and embedder",
     **SWEEP_FILES,
-    "scores.csv": "Monte-Carlo scores of the test slides by the best embedder",
-    "case_scores.csv": "the same by every embedder, a row a case",
-    "auc_by_bags.csv": "AUC over cases by the number of bags a slide",
-    "auc_by_bags.png": "the same drawn",
-    "heatmaps": "a heatmap a test slide, and its highest and lowest patches",
+    **FOLDERS,
     "heatmap.png": "attention over the slide of the highest expected score",
-    "report.html": "all of it on one page",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -11,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from cluster.cli.bars import span
 from cluster.cli.output import err
 
 if TYPE_CHECKING:
@@ -90,23 +90,10 @@ def _foot(progress: SweepProgress) -> str:
         return "all fits have ended: selecting, testing, drawing ..."
     if progress.rate is None or progress.remaining is None:
         return "the first epochs are under way" if progress.running else "starting the processes of the fits ..."
-    return f"{_rate(progress.rate)}, about {_span(progress.remaining)} left"
+    return f"{_rate(progress.rate)}, about {span(progress.remaining)} left"
 
 
 def _rate(epochs_a_second: float) -> str:
     if epochs_a_second >= 1:
         return f"{epochs_a_second:.1f} epochs/s"
     return f"{epochs_a_second * 60:.1f} epochs/min"
-
-
-def _span(seconds: float) -> str:
-    """For instance 40 s, 12 min, 3 h 05 min, 2 days 4 h."""
-    minutes = round(timedelta(seconds=seconds).total_seconds() / 60)
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    days, hours = divmod(round(minutes / 60), 24)
-    return f"{days} day{'s' if days > 1 else ''} {hours} h"

@@ -8,7 +8,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from cluster.cli.live import LiveTable, _span, render
+from cluster.cli.bars import span
+from cluster.cli.live import LiveTable, render
 from cluster.progress import SweepProgress
 from tests.plans import DIMS, plan_of, steps_of
 from trainers.stack import Configuration
@@ -101,7 +102,7 @@ def test_remaining_time_goes_by_work_done_here(clock: Clock) -> None:
      (3600 * 52, "2 days 4 h"), (3600 * 24, "1 day 0 h")],
 )  # fmt: skip
 def test_spans(seconds: float, text: str) -> None:
-    assert _span(seconds) == text
+    assert span(seconds) == text
 
 
 def shown(progress: SweepProgress, width: int = 110) -> list[str]:
