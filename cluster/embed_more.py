@@ -10,7 +10,7 @@ from cluster.job import EmbedOptions
 from her2cache.backbones.registry import load_recipe
 from her2cache.cohort import Slide
 from her2cache.embedder import Recipe
-from her2cache.errors import WeightsMismatchError
+from her2cache.errors import EmbedderError, WeightsMismatchError
 from her2cache.ingest import ReadOptions
 from her2cache.store.reader import FeatureStore, SpaceInfo
 from her2cache.store.schema import CommitRecord
@@ -50,8 +50,13 @@ def inputs_of(space: SpaceInfo) -> tuple[Recipe, ReadOptions]:
 
     Raises:
         WeightsMismatchError: the weights at hand are not those of the space.
-        EmbedderError: the weights are not at hand.
+        EmbedderError: the weights are not at hand, or the features were imported.
     """
+    if imported := space.document.get("imported"):
+        raise EmbedderError(
+            f"space {space.key[:12]} holds features that {imported['tool']} made, so no slide can be embedded into it:"
+            " make them there, and `her2cache store import` them (--replace for a slide that is damaged)"
+        )
     patch = PatchSpec(**space.document["patch"])
     request = space.name if space.weights is None else f"{space.name}={space.weights}"
     recipe = load_recipe(request, patch.patch_px)

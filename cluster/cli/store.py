@@ -10,6 +10,7 @@ import click
 from rich.markup import escape
 
 from cluster.cli.bars import bar
+from cluster.cli.interchange import export_verb, import_verb
 from cluster.cli.output import Item, Outcome, count_of
 from cluster.cli.verb import verb
 from her2cache.errors import ConfigError
@@ -27,7 +28,11 @@ _OTHER_BYTES = "another machine or version made them, or the cohort table gives 
 
 @click.group()
 def store() -> None:
-    """Look into a feature store, verify it, repair it, clear it up."""
+    """Look into a feature store, verify it, repair it, clear it up; take features in and out."""
+
+
+store.add_command(import_verb)
+store.add_command(export_verb)
 
 
 @store.command()

@@ -1,0 +1,1 @@
+"""Features made by, or for, other tools: CLAM, TRIDENT, STAMP and torchmil."""
