@@ -16,7 +16,7 @@ from her2cache.ids import encode_slide_id
 from her2cache.slide import open_slide, resolve_mpp
 from trainers.contact import extremes, read_patches, write_contact_sheet
 from trainers.geojson import write_geojson
-from trainers.heatmap import SCALE_MAX, SIGNED_MAX, Look, Section, draw_heatmap, place_patches
+from trainers.heatmap import Look, Section, draw_heatmap, place_patches
 from trainers.maps import MapChoice, PatchMaps, Values, alone, mean_field_map, partition_bags, patch_maps
 from trainers.palette import COLOURS
 from trainers.patch_scores import PatchScores
@@ -136,10 +136,11 @@ def draw_slide(models: SweepModels, slide: Slide, out: Path, options: MapOptions
     patch_px = int(models.store.find_space(model.origin.space_key).document["patch"]["patch_px"])
     written = {"heatmap": out}
     with open_slide(slide.path) as reader:
+        origin = reader.origin
         thumbnail, downsample = reader.thumbnail(THUMBNAIL_PX)
         he = Section(thumbnail, mpp * downsample, _STAINS.get(slide.stain, slide.stain))
         squares = place_patches(coords, record.patch_level0_px, downsample, he.shape)
-        look = _look(options, task)
+        look = _look(options, values, task)
         draw_heatmap(he, squares=squares, values=values, look=look, title=title, out=out, ihc=section)
         if options.patches is not None:
             ends = extremes(values, options.top)
@@ -156,16 +157,17 @@ def draw_slide(models: SweepModels, slide: Slide, out: Path, options: MapOptions
             written["patches"] = options.patches
     if options.geojson is not None:
         key = f"{record.slide.get('sha256', slide.slide_id)}/{run_id}"
-        _write_geojson(options.geojson, mapped, models.bag_size, task, key)
+        _write_geojson(options.geojson, mapped, models.bag_size, task, key, origin)
         written["geojson"] = options.geojson
     auc = None if tumour is None else truth_auc(maps.attention, tumour)
     return DrawnSlide(score, len(dealt), ihc, auc, written, notes)
 
 
-def _look(options: MapOptions, task: Task) -> Look:
-    signed = options.choice.kind == "signed"
-    scale_max = options.scale_max or (SIGNED_MAX if signed else SCALE_MAX)
-    return Look(options.choice.title(task), options.choice.caption(task), scale_max, diverging=signed)
+def _look(options: MapOptions, values: Values, task: Task) -> Look:
+    choice, signed = options.choice, options.choice.kind == "signed"
+    if options.scale_max is not None:
+        return Look(choice.title(task), choice.caption(task), options.scale_max, diverging=signed)
+    return Look.of(choice.title(task), choice.caption(task), values, diverging=signed)
 
 
 def _ihc_section(
@@ -193,7 +195,7 @@ def _section(slide: Slide) -> Section:
     return Section(pixels, scale, _STAINS["IHC"])
 
 
-def _write_geojson(path: Path, mapped: _Mapped, bag_size: int, task: Task, key: str) -> None:
+def _write_geojson(path: Path, mapped: _Mapped, bag_size: int, task: Task, key: str, origin: tuple[int, int]) -> None:
     scores, maps, classes = mapped.scores, mapped.maps, task.classes
     by_itself = alone(scores)  # (patches, classes)
     measurements: dict[str, Values] = {
@@ -215,4 +217,5 @@ def _write_geojson(path: Path, mapped: _Mapped, bag_size: int, task: Task, key: 
         predicted=by_itself.argmax(axis=1),
         colours=COLOURS[: len(classes)],
         key=key,
+        origin=origin,
     )

@@ -12,7 +12,7 @@ from cluster.scoring import SweepModels, open_models
 from her2cache.cohort import Slide
 from her2cache.errors import CohortError, Her2CacheError, MissingMppError, SweepError
 from her2cache.slide import open_slide, resolve_mpp
-from trainers.heatmap import SCALE_MAX, SIGNED_MAX
+from trainers.heatmap import Look
 from trainers.maps import MapChoice, PatchMaps, alone, partition_bags, patch_maps
 from trainers.patch_scores import PatchScores
 from trainers.score import SlideScore
@@ -119,17 +119,12 @@ def _sister(slide: Slide, cohort: Sequence[Slide], mpp: float) -> Picture | None
 def _layers(maps: PatchMaps, scores: PatchScores, size: int, task: Task) -> list[Layer]:
     choices = [MapChoice(), MapChoice("signed"), MapChoice("mean-field")]
     choices += [MapChoice("class", c) for c in range(len(task.classes))]
-    layers = [
-        Layer(
-            name=choice.title(task),
-            meaning=f"{choice.caption(task)}.",
-            values=choice.values(maps, scores, size, task),
-            low=-SIGNED_MAX if choice.kind == "signed" else 0.0,
-            high=SIGNED_MAX if choice.kind == "signed" else SCALE_MAX,
-            diverging=choice.kind == "signed",
-        )
-        for choice in choices
-    ]
+    layers: list[Layer] = []
+    for choice in choices:
+        values = choice.values(maps, scores, size, task)
+        look = Look.of(choice.title(task), choice.caption(task), values, diverging=choice.kind == "signed")
+        low = -look.scale_max if look.diverging else 0.0
+        layers.append(Layer(look.name, f"{look.caption}.", values, low, look.scale_max, look.diverging))
     by_itself = alone(scores)  # (patches, classes)
     return layers + [
         Layer(f"p({name}) of the patch alone", f"Probability of {name} for a bag of this patch only.", p, 0.0, 1.0)

@@ -15,6 +15,9 @@ TILE_PX = 512
 
 WHITE = 255
 
+_BAND_BYTES = 64 * 2**20
+"""Pixels of a level that are held at once: a slide may be one level, of any size."""
+
 
 def count_zooms(size: tuple[int, int]) -> int:
     """How many zooms a slide of (width, height) level-0 px has: the native ones, and one that enlarges."""
@@ -51,7 +54,7 @@ def read_square(slide: SlideReader, left: float, top: float, side: float, px: in
         px: side of the picture.
 
     Returns:
-        uint8 (px, px, 3); white beyond the slide, and where it cannot be decoded.
+        uint8 (px, px, 3); white beyond the slide, hatched in grey where it cannot be decoded.
     """
     level = max((k for k, d in enumerate(slide.downsamples) if d <= 1.01 * side / px), default=0)
     downsample = slide.downsamples[level]
@@ -63,13 +66,26 @@ def read_square(slide: SlideReader, left: float, top: float, side: float, px: in
     columns, rows = math.ceil((x1 - x0) / factor - 1e-6), math.ceil((y1 - y0) / factor - 1e-6)
     if columns <= 0 or rows <= 0:
         return picture
-    x, y = int(x0), int(y0)
-    pixels = _read_region(slide, level, x, y, math.ceil(x1), math.ceil(y1))
-    if pixels.shape[:2] != (rows, columns) or factor != 1:
-        box = (x0 - x, y0 - y, x1 - x, y1 - y)
-        pixels = np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BOX, box=box))
-    picture[:rows, :columns] = pixels
+    step = max(1, int(_BAND_BYTES / (3 * (x1 - x0) * factor)))  # rows of the picture
+    for start in range(0, rows, step):
+        end = min(start + step, rows)
+        bottom = y1 if end == rows else y0 + end * factor
+        picture[start:end, :columns] = _read_band(
+            slide, level, (x0, y0 + start * factor, x1, bottom), end - start, columns
+        )
     return picture
+
+
+def _read_band(
+    slide: SlideReader, level: int, box: tuple[float, float, float, float], rows: int, columns: int
+) -> RgbImage:
+    """A rectangle (left, top, right, bottom) of a level as a picture of so many pixels."""
+    x, y = int(box[0]), int(box[1])
+    pixels = _read_region(slide, level, x, y, math.ceil(box[2]), math.ceil(box[3]))
+    if pixels.shape[:2] == (rows, columns) and box[2] - box[0] == columns:
+        return pixels
+    within = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
+    return np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BOX, box=within))
 
 
 def _read_region(slide: SlideReader, level: int, x0: int, y0: int, x1: int, y1: int) -> RgbImage:
@@ -82,9 +98,16 @@ def _read_region(slide: SlideReader, level: int, x0: int, y0: int, x1: int, y1: 
     # each segment has memory of its own, which a codec can write into
     segments = np.full((rows * columns, grid.height, grid.width, 3), WHITE, np.uint8)
     place = {int(index): segments[k] for k, index in enumerate(indices)}
-    for _ in slide.decode(level, indices, place.__getitem__):
-        pass
+    for index, reason in slide.decode(level, indices, place.__getitem__):
+        if reason is not None:
+            place[index][:] = _hatched(grid.height, grid.width)
     joined = segments.reshape(rows, columns, grid.height, grid.width, 3).swapaxes(1, 2)
     joined = joined.reshape(rows * grid.height, columns * grid.width, 3)
     x, y = x0 - first * grid.width, y0 - top * grid.height
     return joined[y : y + y1 - y0, x : x + x1 - x0]
+
+
+def _hatched(height: int, width: int) -> RgbImage:
+    """What stands for pixels that cannot be decoded; nobody takes it for glass."""
+    stripes = (np.arange(height)[:, None] + np.arange(width)) // 8 % 2  # (height, width)
+    return np.repeat(np.where(stripes, 150, 190).astype(np.uint8)[..., None], 3, axis=2)

@@ -25,6 +25,7 @@ from typing import Any
 
 from her2cache.cells import parse_cell
 from her2cache.cohort import Slide
+from her2cache.dicom import series_of
 from her2cache.errors import CohortError
 from her2cache.ids import encode_slide_id
 
@@ -86,10 +87,15 @@ def scan_folder(folder: Path, template: str = ANY_NAME, *, stain: str = "HE") ->
     pattern = _compile(template.removesuffix(PurePosixPath(template).suffix) if suffix in suffixes else template)
     found = list[Found]()
     findings = list[Finding]()
+    series: dict[tuple[PurePosixPath, bytes | None], PurePosixPath] = {}
     for name in list_files(folder):
         text = str(name.with_suffix("")) if "/" in template else name.stem
         match = pattern.fullmatch(text) if name.suffix.lower() in suffixes else None
-        if match:
+        own = series_of(folder / name) if match and name.suffix.lower() == ".dcm" else None
+        first = series.setdefault((name.parent, own), name)
+        if match and own is not None and first != name:
+            findings.append(Finding(str(name), f"is of the same slide as {first}"))
+        elif match:
             found.append((name, {"stain": stain} | match.groupdict()))
         else:
             reason = f"does not fit {template}" if name.suffix.lower() in suffixes else "is no slide by its suffix"

@@ -1,97 +1,90 @@
-"""A slide file: its properties, an overview, and its segments, each decoded once.
+"""A slide file: opening it, its scale, and its segments, each decoded once.
 
-Opened through tiffslide; segments are decoded by tifffile one by one, which is some thirty times
-faster than a `read_region` a patch and yields the same pixels. A reader does not pickle: send paths
-between processes and open them there.
+TIFF-based slides are opened through tiffslide; their segments are decoded by tifffile one by one, which is some thirty
+times faster than a `read_region` a patch and yields the same pixels. Other formats go through OpenSlide (see
+`openslide_reader`). A reader does not pickle: send paths between processes and open them there.
+
+Of the TIFF-based formats SVS (JPEG) has been run on a real file, NDPI on real pixels in a synthetic container; SVS
+with JPEG 2000, OME-TIFF, SCN and generic TIFF on synthetic files.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
+from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from tifffile.tifffile import jpeg_decode_colorspace
 from tiffslide import TiffSlide
 
 from her2cache import jpeg
 from her2cache.canvas import WHITE, SegmentGrid
 from her2cache.errors import DecodeError, MissingMppError, SlideOpenError
-from her2cache.overview import average
-from her2cache.shelf import Shelf, open_shelf
-from her2cache.tissue import Overview
+from her2cache.identity import file_changed, file_identity
+from her2cache.jpeg2000 import decode_ycbcr, is_subsampled
+from her2cache.openslide_reader import OpenSlideReader, format_of
+from her2cache.reader import SlideReader
+from her2cache.reader import downsample_between as _downsample
 from her2cache.units import MPP_RANGE, RgbImage
+
+__all__ = [
+    "MppSource",
+    "SlideReader",
+    "TiffReader",
+    "file_changed",
+    "file_identity",
+    "open_slide",
+    "require_readable",
+    "resolve_mpp",
+]
 
 _RGB, _YCBCR = 2, 6  # TIFF tag PhotometricInterpretation
 _JPEG = 7  # TIFF tag Compression
 _JPEGS = {6, _JPEG, 34892, 33007}  # these share tables between segments
+_JPEG2000_YCBCR = 33003  # Aperio's, whatever its photometric tag says
+_JPEGS_2000 = {33004, 33005, 34712}
+
+_UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4}  # OME's units of length
 
 MppSource = Literal["cohort", "file", "objective power"]
 
 
-class SlideReader:
-    """An open slide. Use `open_slide`, and as a context manager.
-
-    Attributes:
-        path: the file.
-        size: (width, height) of level 0, px.
-        level_sizes: (width, height) of each level, px.
-        downsamples: level-0 px per px of each level.
-        decoded: segments decoded so far, a level each (to prove that none is decoded twice).
-    """
+class TiffReader(SlideReader):
+    """A TIFF-based slide. Of a Leica SCN the scanned area is the slide, not the glass that it lies on."""
 
     def __init__(self, path: Path, slide: TiffSlide) -> None:
-        self.path = path
         self._slide = slide
         self._properties: dict[str, Any] = slide.properties
         series = slide.ts_tifffile.series[self._properties["tiffslide.series-index"]]
         self._pages = [level.pages[0] for level in series.levels]
         for k, page in enumerate(self._pages):
             _check_page(path, k, page, series.axes)
-        self.level_sizes: tuple[tuple[int, int], ...] = tuple((p.imagewidth, p.imagelength) for p in self._pages)
-        if self.level_sizes != slide.level_dimensions:
-            raise SlideOpenError(
-                f"{path} is put together of several scanned areas, which this reader does not do; export each area as"
-                " a pyramidal TIFF of its own"
-            )
-        self.size: tuple[int, int] = self.level_sizes[0]
-        self.downsamples = tuple(_downsample(self.size, size) for size in self.level_sizes)
-        self.decoded = [0] * len(self._pages)
-        self._kept: Shelf | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        if self._kept is not None:
-            self._kept.close()
-        self._slide.close()
+        sizes = [(page.imagewidth, page.imagelength) for page in self._pages]
+        super().__init__(path, sizes, [_downsample(sizes[0], size) for size in sizes])
 
     @property
     def reader(self) -> str:
-        """Name of the library and of the format it found, recorded with the features."""
-        return f"tiffslide/{self._properties['tiffslide.vendor']}"
+        kind = "ome-tiff" if self._slide.ts_tifffile.is_ome else "generic-tiff"
+        return f"tiffslide/{self._properties['tiffslide.vendor'] or kind}"
 
     @property
     def file_mpp(self) -> float | None:
-        """Scale of level 0 by the file's metadata, um/px: the mean of x and y."""
+        ome = self._slide.ts_tifffile.ome_metadata
+        if ome is not None and (scale := _ome_scale(ome)) is not None:
+            return scale  # tags that some writers of OME-TIFF leave at 72 dpi are no match for it
         x, y = self._number("tiffslide.mpp-x"), self._number("tiffslide.mpp-y")
         return None if x is None or y is None else (x + y) / 2
 
     @property
     def objective_power(self) -> float | None:
-        """Magnification of the objective by the file's metadata."""
         return self._number("tiffslide.objective-power")
 
     def _number(self, name: str) -> float | None:
@@ -101,7 +94,6 @@ class SlideReader:
             return None
 
     def segment_grid(self, level: int) -> SegmentGrid:
-        """How a level is cut into segments."""
         page = self._pages[level]
         width, height = self.level_sizes[level]
         segment_height = page.tilelength if page.is_tiled else page.rowsperstrip
@@ -113,31 +105,13 @@ class SlideReader:
             rows=math.ceil(height / segment_height),
         )
 
-    def decode(
-        self, level: int, indices: NDArray[np.int64], place: Callable[[int], RgbImage]
+    def _decode(
+        self, level: int, indices: list[int], place: Callable[[int], RgbImage]
     ) -> Iterator[tuple[int, str | None]]:
-        """Decodes segments of a level.
-
-        Args:
-            level: index of the level.
-            indices: indices of segments in the level's grid, row by row.
-            place: gives the array that a segment's pixels go into, uint8 (height, width, 3), contiguous. Those
-                outside the level are left as they are; a segment that the file leaves out, or that cannot be decoded,
-                is white.
-
-        Yields:
-            (index, reason): None, or why the segment cannot be decoded; in any order.
-        """
-        wanted: list[int] = []
-        for index in indices.tolist():
-            if self._kept is not None and (level, index) in self._kept:
-                yield index, self._kept.take((level, index), place(index))
-            else:
-                wanted.append(index)
         page = self._pages[level]
         offsets, counts = page.dataoffsets, page.databytecounts
-        present = [i for i in wanted if i < len(offsets) and i < len(counts)]
-        for index in set(wanted) - set(present):
+        present = [i for i in indices if i < len(offsets) and i < len(counts)]
+        for index in set(indices) - set(present):
             place(index)[:] = WHITE
             yield index, "the file's index of segments is too short"
         if not present:
@@ -157,47 +131,8 @@ class SlideReader:
                     pixels[:] = WHITE
             yield index, reason
 
-    def overview(self, mpp: float, level0_mpp: float, *, reread: int | None = None) -> Overview:
-        """A picture of the whole slide at about a scale.
-
-        The coarsest level that is fine enough is averaged over whole numbers of pixels.
-
-        Args:
-            mpp: wanted scale, um/px.
-            level0_mpp: scale of level 0, um/px.
-            reread: a level whose segments are asked for afterwards; those decoded here are kept for then.
-        """
-        fine = [k for k, downsample in enumerate(self.downsamples) if downsample * level0_mpp <= mpp]
-        level = max(fine, key=lambda k: self.downsamples[k], default=0)
-        step = max(1, round(mpp / (self.downsamples[level] * level0_mpp)))
-        grid = self.segment_grid(level)
-        if level == reread:
-            self._kept = open_shelf(grid.rows * grid.columns * grid.height * grid.width * 3, self.path)
-        segments = self._decode_level(level, grid, self._kept if level == reread else None)
-        image, undecodable = average(segments, grid, self.level_sizes[level], step)
-        return Overview(image, undecodable, self.downsamples[level] * step)
-
-    def thumbnail(self, max_px: int) -> tuple[RgbImage, float]:
-        """A picture of the whole slide whose longer side has at most `max_px`, and its level-0 px per px."""
-        downsample = max(self.size) / max_px
-        overview = self.overview(downsample, 1.0)
-        image, reached = overview.image, overview.downsample
-        height, width = image.shape[:2]
-        if max(width, height) <= max_px:
-            return image, reached
-        columns, rows = (max(1, int(side / downsample + 1e-6)) for side in self.size)
-        box = (0, 0, min(columns * downsample / reached, width), min(rows * downsample / reached, height))
-        return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BOX, box=box)), downsample
-
-    def _decode_level(
-        self, level: int, grid: SegmentGrid, shelf: Shelf | None
-    ) -> Iterator[tuple[int, RgbImage, str | None]]:
-        pixels = np.empty((grid.height, grid.width, 3), np.uint8)
-        for start in range(0, grid.rows * grid.columns, grid.columns):
-            for index, reason in self.decode(level, np.arange(start, start + grid.columns), lambda _: pixels):
-                if shelf is not None:
-                    shelf.put((level, index), pixels, reason)
-                yield index, pixels, reason
+    def _close(self) -> None:
+        self._slide.close()
 
 
 def open_slide(path: Path) -> SlideReader:
@@ -213,7 +148,8 @@ def open_slide(path: Path) -> SlideReader:
             raise SlideOpenError(
                 f"{path} does not exist on this machine; correct the path, or mount the storage it lies on"
             )
-        return _open_tiff(path)
+        kind = format_of(path)
+        return _open_tiff(path) if kind is None else OpenSlideReader(path, kind)
     except SlideOpenError:
         raise
     except PermissionError as error:
@@ -233,7 +169,10 @@ def _open_tiff(path: Path) -> SlideReader:
         warnings.simplefilter("ignore")  # tiffslide: NDPI metadata is parsed only in part, which is enough here
         slide = TiffSlide(path)
         try:
-            reader = SlideReader(path, slide)
+            if kind := _beyond_tiffslide(slide):
+                slide.close()
+                return OpenSlideReader(path, kind)
+            reader = TiffReader(path, slide)
             if any("invalid page offset" in message for message in log):
                 raise SlideOpenError(
                     f"{path} is truncated: images that it lists lie behind its end; copy it again from the original"
@@ -242,6 +181,14 @@ def _open_tiff(path: Path) -> SlideReader:
             slide.close()
             raise
         return reader
+
+
+def _beyond_tiffslide(slide: TiffSlide) -> str | None:
+    """The name of a format whose pieces tiffslide opens but does not put together; None for any other."""
+    if slide.ts_tifffile.is_bif:
+        return "BIF"
+    pieces = slide.properties.get("tiffslide.series-composition")
+    return "SCN with several scanned areas" if pieces and len(pieces["located_series"]) > 1 else None
 
 
 @contextmanager
@@ -297,29 +244,6 @@ def resolve_mpp(slide: SlideReader, override: float | None, *, assume_power: boo
     return found
 
 
-def file_identity(path: Path) -> dict[str, Any]:
-    """What tells a file's content from another's: bytes, mtime_ns, and the sha256 of it all, hex."""
-    found = path.stat()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": digest}
-
-
-def file_changed(path: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a file is another than the one of that identity. The whole of it is read only when in doubt.
-
-    A file that is not there, or not a file, has not changed.
-    """
-    if not path.is_file():
-        return False
-    found = path.stat()
-    if found.st_size != identity["bytes"]:
-        return True
-    if found.st_mtime_ns == identity.get("mtime_ns"):
-        return False
-    return file_identity(path)["sha256"] != identity["sha256"]
-
-
 def require_readable(path: Path, failed: int, planned: int, share: float, reason: str) -> None:
     """Refuses a slide of which too much could not be decoded.
 
@@ -350,7 +274,12 @@ def _decoder(page: Any) -> Callable[[bytes, int, RgbImage], str | None]:
         except Exception:  # noqa: BLE001 - not of the segments' size, perhaps: tifffile knows what to do then
             pass
         try:
-            pixels = decode(data, index, **tables, _fullsize=is_tiled)[0][0, :, :, :3]
+            if page.compression == _JPEG2000_YCBCR:
+                pixels = decode_ycbcr(data)[: len(place), : place.shape[1]]
+            elif page.compression in _JPEGS_2000 and page.samplesperpixel == 3 and is_subsampled(data):
+                return "its components of JPEG 2000 differ in size"
+            else:
+                pixels = decode(data, index, **tables, _fullsize=is_tiled)[0][0, :, :, :3]
         except Exception as error:  # noqa: BLE001 - codecs raise what they like; the reason is recorded
             return f"{type(error).__name__}: {error}"
         place[: len(pixels), : pixels.shape[1]] = pixels
@@ -374,8 +303,8 @@ def _jpeg_decoder(page: Any) -> Callable[..., object]:
 
 
 def _check_page(path: Path, level: int, page: Any, axes: str) -> None:
-    # tifffile turns YCbCr into RGB only where JPEG holds it
-    is_rgb = page.photometric == _RGB or (page.photometric == _YCBCR and page.compression in _JPEGS)
+    # of YCbCr tifffile turns into RGB what JPEG holds, and `jpeg2000` Aperio's
+    is_rgb = page.photometric == _RGB or (page.photometric == _YCBCR and page.compression in {*_JPEGS, _JPEG2000_YCBCR})
     if axes != "YXS" or page.samplesperpixel not in {3, 4} or page.dtype != np.uint8 or not is_rgb:
         raise SlideOpenError(
             f"{path}: level {level} has axes {axes}, {page.samplesperpixel} samples of {page.dtype} a pixel, colours"
@@ -384,8 +313,12 @@ def _check_page(path: Path, level: int, page: Any, axes: str) -> None:
         )
 
 
-def _downsample(full: tuple[int, int], size: tuple[int, int]) -> float:
-    """Level-0 px per level px. A level has whole pixels, so an integer that explains both its sides is meant."""
-    ratio = (full[0] / size[0] + full[1] / size[1]) / 2
-    whole = round(ratio)
-    return float(whole) if all(abs(f / whole - s) < 1 for f, s in zip(full, size, strict=True)) else ratio
+def _ome_scale(xml: str) -> float | None:
+    """Scale of the first image of an OME document, um/px: the mean of x and y."""
+    try:
+        pixels = ElementTree.fromstring(xml).find("{*}Image/{*}Pixels")
+        given = {} if pixels is None else pixels.attrib
+        x, y = (float(given[f"PhysicalSize{a}"]) * _UM_PER_UNIT[given.get(f"PhysicalSize{a}Unit", "µm")] for a in "XY")
+    except (ElementTree.ParseError, KeyError, ValueError):
+        return None
+    return (x + y) / 2

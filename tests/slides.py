@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
@@ -75,6 +77,128 @@ def write_slide(
     return path
 
 
+def write_ome(path: Path, pixels: RgbImage, *, mpp: float = 0.5, factors: Sequence[int] = (1, 2)) -> Path:
+    """Writes an OME-TIFF whose coarser levels are SubIFDs; its scale stands in the OME document alone."""
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for factor in factors:
+            tiff.write(
+                pixels if factor == 1 else reduced(pixels, factor),
+                tile=(64, 64),
+                compression="jpeg",
+                compressionargs={"level": 90},
+                photometric="rgb",
+                subfiletype=int(factor != 1),
+                subifds=len(factors) - 1 if factor == 1 else None,
+                metadata={"axes": "YXS", "PhysicalSizeX": mpp * 1e3, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": mpp}
+                if factor == 1
+                else None,
+                resolution=(72, 72),
+                resolutionunit="INCH",
+            )
+    return path
+
+
+def write_jpeg2000(
+    path: Path, pixels: RgbImage, compression: int, photometric: str = "rgb", *, subsampled: bool = False
+) -> Path:
+    """Writes an SVS of 0.5 um/px with tiles of lossless JPEG 2000; Aperio's compression 33003 holds YCbCr."""
+    height, width = pixels.shape[:2]
+    samples = np.asarray(Image.fromarray(pixels).convert("YCbCr")) if compression == 33003 else pixels
+    encode = _jpeg2000_422 if subsampled else partial(imagecodecs.jpeg2k_encode, codecformat=0, mct=False)
+    tiles = [encode(samples[y : y + 64, x : x + 64].copy()) for y in range(0, height, 64) for x in range(0, width, 64)]
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(
+            iter(tiles),
+            shape=pixels.shape,
+            dtype=np.uint8,
+            tile=(64, 64),
+            compression=compression,
+            photometric=photometric,
+            subsampling=(1, 1) if photometric == "ycbcr" else None,
+            description=f"Aperio Image Library v12.0.0 \r\n{width}x{height} J2K|AppMag = 20|MPP = 0.5",
+            metadata=None,
+            software=False,
+        )
+    return path
+
+
+def _jpeg2000_422(samples: RgbImage) -> bytes:
+    """A codestream whose second and third component have half the width, which imagecodecs does not write.
+
+    With one resolution, one layer and one precinct a component is one packet, and packets of components can be put
+    behind each other.
+    """
+    parts = [samples[..., 0], samples[:, ::2, 1], samples[:, ::2, 2]]
+    streams = [
+        imagecodecs.jpeg2k_encode(np.ascontiguousarray(part), codecformat=0, mct=False, resolutions=1) for part in parts
+    ]
+    packets = b"".join(stream[stream.index(b"\xff\x93") + 2 : -2] for stream in streams)
+    head = streams[0][: streams[0].index(b"\xff\x64")]  # SOC, SIZ, COD and QCD
+    size, rest = head[6:40], head[45:]
+    size = (38 + 9).to_bytes(2) + size + (3).to_bytes(2) + b"\7\1\1\7\2\1\7\2\1"
+    start = b"\xff\x90" + (10).to_bytes(2) + bytes(2) + (14 + len(packets)).to_bytes(4) + b"\0\1"
+    return b"\xff\x4f\xff\x51" + size + rest + start + b"\xff\x93" + packets + b"\xff\xd9"
+
+
+def write_scn(
+    path: Path,
+    areas: Sequence[tuple[RgbImage, tuple[int, int]]],
+    *,
+    mpp: float = 0.5,
+    glass_px: tuple[int, int] = (3000, 2000),
+    factors: Sequence[int] = (1, 4),
+) -> Path:
+    """Writes a Leica SCN.
+
+    Args:
+        path: where to.
+        areas: pixels of each scanned area, and the level-0 (x, y) on the glass where it begins.
+        mpp: um/px of level 0.
+        glass_px: (width, height) of the glass, level-0 px.
+        factors: level-0 px per px of each level.
+    """
+    nm = round(mpp * 1000)
+    pages = [np.full((glass_px[1] // 100, glass_px[0] // 100, 3), GLASS[0], np.uint8)]  # the picture of the glass
+    images = [_scn_image((0, 0), glass_px, [(pages[0], 0)], nm)]
+    for pixels, corner in areas:
+        levels = [pixels if factor == 1 else reduced(pixels, factor) for factor in factors]
+        entries = [(level, len(pages) + k) for k, level in enumerate(levels)]
+        images.append(_scn_image(corner, (pixels.shape[1], pixels.shape[0]), entries, nm))
+        pages += levels
+    document = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f'<collection sizeX="{glass_px[0] * nm}" sizeY="{glass_px[1] * nm}">{"".join(images)}</collection></scn>'
+    )
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for k, page in enumerate(pages):
+            tiff.write(
+                page,
+                tile=(64, 64),
+                compression="jpeg",
+                compressionargs={"level": 90},
+                photometric="rgb",
+                description=document if k == 0 else None,
+                metadata=None,
+                software=False,
+            )
+    return path
+
+
+def _scn_image(corner: tuple[int, int], size: tuple[int, int], levels: list[tuple[RgbImage, int]], nm: int) -> str:
+    dimensions = "".join(
+        f'<dimension sizeX="{level.shape[1]}" sizeY="{level.shape[0]}" r="{r}" ifd="{ifd}"/>'
+        for r, (level, ifd) in enumerate(levels)
+    )
+    return (
+        '<image><creationDate>2020-01-01T00:00:00Z</creationDate><device model="Leica SCN400" version="1"/>'
+        f'<pixels sizeX="{levels[0][0].shape[1]}" sizeY="{levels[0][0].shape[0]}">{dimensions}</pixels>'
+        f'<view sizeX="{size[0] * nm}" sizeY="{size[1] * nm}" offsetX="{corner[0] * nm}" offsetY="{corner[1] * nm}"'
+        ' spacingZ="0"/><scanSettings><objectiveSettings><objective>20</objective></objectiveSettings>'
+        "<illuminationSettings><numericalAperture>0.4</numericalAperture>"
+        "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"
+    )
+
+
 def level_pixels(path: Path, level: int = 0) -> RgbImage:
     """A whole level as tifffile decodes it, (height, width, 3)."""
     with tifffile.TiffFile(path) as tiff:
@@ -87,6 +211,17 @@ def decode(reader: SlideReader, level: int, indices: Sequence[int]) -> dict[int,
     places = {index: np.full((grid.height, grid.width, 3), 77, np.uint8) for index in indices}
     found = reader.decode(level, np.array(indices, np.int64), places.__getitem__)
     return {index: places[index] if reason is None else reason for index, reason in found}
+
+
+def whole_level(reader: SlideReader, level: int = 0) -> RgbImage:
+    """A whole level as a reader decodes it, (height, width, 3)."""
+    grid, (width, height) = reader.segment_grid(level), reader.level_sizes[level]
+    found = np.zeros((grid.rows * grid.height, grid.columns * grid.width, 3), np.uint8)
+    for index, pixels in decode(reader, level, range(grid.rows * grid.columns)).items():
+        assert isinstance(pixels, np.ndarray), pixels
+        y, x = index // grid.columns * grid.height, index % grid.columns * grid.width
+        found[y : y + grid.height, x : x + grid.width] = pixels
+    return found[:height, :width]
 
 
 def make_sparse(path: Path, indices: Sequence[int], page: int = 0) -> None:

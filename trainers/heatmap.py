@@ -22,8 +22,8 @@ from trainers.palette import DPI
 SCALE_MAX = 2.0
 """Upper end of the colour scale, one for all slides so that colours compare; larger values are clipped."""
 
-SIGNED_MAX = 1.0
-"""The same of the signed map, whose scale goes as far below 0."""
+_SIGNED_QUANTILE = 0.99
+"""Of the absolute values of a slide: the ends of the colours where values have a sign."""
 
 OPACITY = 0.65
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -71,6 +71,15 @@ class Look:
     caption: str
     scale_max: float = SCALE_MAX
     diverging: bool = False
+
+    @classmethod
+    def of(cls, name: str, caption: str, values: NDArray[np.float64], *, diverging: bool = False) -> Look:
+        """With the scale that the map has by default: one for all slides, but for values with a sign that of the slide,
+        for a pull in logits has no size that is the same for every model."""
+        if not diverging:
+            return cls(name, caption)
+        ends = float(np.nanquantile(np.abs(values), _SIGNED_QUANTILE))
+        return cls(name, f"{caption}; colours of this slide alone", ends or 1.0, diverging=True)
 
     @property
     def colours(self) -> str:

@@ -72,13 +72,21 @@ def test_a_small_slide_is_one_tile(tmp_path: Path) -> None:
     assert (tile[80:] == 255).all()
 
 
-def test_damage_is_white(tmp_path: Path) -> None:
+def test_damage_is_not_taken_for_glass(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "s.tif", texture(512, 512), segment_px=(256, 256))
     corrupt(path, 1)
     with open_slide(path) as slide:
         tile = read_tile(slide, 0, 0, 0)
-    assert (tile[:256, 256:] == 255).all()
-    assert tile[:256, :256].mean() < 250
+    assert set(np.unique(tile[:256, 256:])) == {150, 190}
+    assert len(np.unique(tile[:256, :256])) > 50
+
+
+def test_a_slide_of_one_level_is_read_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_slide(tmp_path / "s.tif", texture(WIDTH, HEIGHT), compression=None)
+    with open_slide(path) as slide:
+        whole = read_tile(slide, 0, 0, 0)
+        monkeypatch.setattr("her2cache.deepzoom._BAND_BYTES", 200_000)
+        assert (read_tile(slide, 0, 0, 0) == whole).all()
 
 
 def test_a_square_anywhere(tmp_path: Path) -> None:

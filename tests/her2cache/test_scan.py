@@ -12,6 +12,8 @@ from her2cache.contest import scan_her2contest
 from her2cache.errors import CohortError
 from her2cache.scan import Finding, scan_folder
 from tests.cohorts import slide_file
+from tests.dicoms import write_series
+from tests.slides import texture
 
 
 class TestScanByTemplate:
@@ -139,3 +141,11 @@ class TestHer2Contest:
             openpyxl.Workbook().save(tmp_path / "groundTruth.xlsx")
         with pytest.raises(CohortError, match=r"groundTruth\.xlsx"):
             scan_her2contest(tmp_path)
+
+
+def test_the_files_of_a_dicom_series_are_one_slide(tmp_path: Path) -> None:
+    for slide in ("a", "b"):
+        write_series(tmp_path / slide, [texture(256, 256), texture(128, 128)])
+    scan = scan_folder(tmp_path)
+    assert [s.path.parent.name for s in scan.slides] == ["a", "b"]
+    assert [f.reason.partition(" as ")[0] for f in scan.findings] == ["is of the same slide"] * 2

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainers.heatmap import Look, Section, draw_heatmap, paint_patches, place_patches, scale_bar_um
+from trainers.heatmap import SCALE_MAX, Look, Section, draw_heatmap, paint_patches, place_patches, scale_bar_um
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,3 +106,12 @@ def test_colours_of_a_signed_map_are_centred_on_0(tmp_path: Path) -> None:
     upper = upper[(upper.max(axis=1) - upper.min(axis=1)) > 40]
     red, blue = upper[:, 0] > upper[:, 2], upper[:, 0] < upper[:, 2]
     assert red.sum() == pytest.approx(blue.sum(), rel=0.1)
+
+
+def test_a_signed_map_has_the_scale_of_its_slide() -> None:
+    values = np.append(np.linspace(-0.02, 0.01, 101), np.nan)
+    look = Look.of("signed map", "pull", values, diverging=True)
+    assert 0.015 < look.scale_max <= 0.02
+    assert "of this slide alone" in look.caption
+    assert Look.of("signed map", "pull", np.zeros(4), diverging=True).scale_max == 1.0
+    assert Look.of("attention", "p", values) == Look("attention", "p", SCALE_MAX)
