@@ -70,6 +70,31 @@ def test_a_click_shows_the_patch(page: Any) -> None:
     assert page.locator("#patch").is_hidden()
 
 
+ASPECT = """() => ["he", "ihc"].map((name) => {
+  const p = Bokeh.documents[0].get_model_by_name(name);
+  return (p.y_range.end - p.y_range.start) / p.inner_height / ((p.x_range.end - p.x_range.start) / p.inner_width);
+})"""
+
+
+def test_nothing_is_stretched(page: Any) -> None:
+    def is_square() -> bool:
+        return all(abs(ratio - 1) < 0.01 for ratio in page.evaluate(ASPECT))
+
+    assert eventually(is_square, 5)
+    for width, height in ((700, 900), (1700, 700), (1920, 1080), (1280, 800)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(400)
+        assert eventually(is_square, 5), page.evaluate(ASPECT)
+        page.mouse.move(*middle(page))
+        page.mouse.wheel(0, -200)
+        assert eventually(is_square, 5), page.evaluate(ASPECT)
+        page.get_by_role("button", name="Whole slide").click()
+        assert eventually(is_square, 5), page.evaluate(ASPECT)
+        low, high = page.evaluate(RANGE.replace("{}", "he"))
+        assert low <= 0.5
+        assert high >= 649.5
+
+
 def test_zoom_and_pan_are_linked(page: Any) -> None:
     def span(name: str) -> list[float]:
         return page.evaluate(RANGE.replace("{}", name))

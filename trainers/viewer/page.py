@@ -167,9 +167,10 @@ def _lay_over(plot: figure, raster: Raster, scene: Scene) -> None:
 
 def _data(scene: Scene, raster: Raster, patch_url: str) -> str:
     """What the script knows: cells, values and colours. As JSON that no markup can end."""
-    diverging = [_hex(rgba) for rgba in colormaps["PuOr_r"](np.linspace(0, 1, 256))]
+    diverging = [_hex(rgba) for rgba in colormaps["RdBu_r"](np.linspace(0, 1, 256))]
     document = {
         "um_per_px": scene.he.mpp,
+        "size_um": [side * scene.he.mpp for side in scene.he.size],
         "patch_px": scene.patch_px,
         "raster": {"columns": raster.columns, "rows": raster.rows, "cells": raster.cells.tolist()},
         "origin": [raster.left, raster.top],

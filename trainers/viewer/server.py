@@ -21,6 +21,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from her2cache.errors import ConfigError, Her2CacheError, SlideOpenError
+from her2cache.units import Coords
 from trainers.viewer.page import STATIC, page, problem, static
 from trainers.viewer.scene import Scene, Scenes
 from trainers.viewer.tiles import TileKey, Tiles
@@ -109,7 +110,8 @@ class _Shown:
         self._scenes = scenes
         self._opener = ThreadPoolExecutor(1, "scenes")  # one at a time: models and features are shared
         self._kept: OrderedDict[int, Future[Scene]] = OrderedDict()
-        self._paths: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}  # a tile needs no more of a slide than this,
+        self._places: dict[int, tuple[Coords, float]] = {}  # and a patch no more than that
         self.tiles = Tiles(self._paths, workers)
 
     def close(self) -> None:
@@ -126,25 +128,34 @@ class _Shown:
         self._kept.move_to_end(number)
         try:
             return await asyncio.wrap_future(self._kept[number])
-        except Her2CacheError:
+        except Exception:
             self._kept.pop(number, None)  # it may be there when it is asked for again
             raise
 
     async def tile(self, number: int, stain: str, zoom: int, column: int, row: int) -> bytes:
-        scene = await self.scene(number)
-        if stain == "ihc" and scene.ihc is None:
+        await self._known(number)
+        if (name := f"{number}/{stain}") not in self._paths:
             raise HTTPError(404)
-        return await self._made(self.tiles.get(TileKey(f"{number}/{stain}", zoom, column, row)))
+        return await self._made(self.tiles.get(TileKey(name, zoom, column, row)))
 
     async def patch(self, number: int, patch: int) -> bytes:
-        scene = await self.scene(number)
-        if patch >= len(scene.coords):
+        await self._known(number)
+        coords, side = self._places[number]
+        if patch >= len(coords):
             raise HTTPError(404)
-        left, top = scene.coords[patch].tolist()
-        return await self._made(self.tiles.square(f"{number}/he", left, top, scene.patch_px, PATCH_PX))
+        left, top = coords[patch].tolist()
+        return await self._made(self.tiles.square(f"{number}/he", left, top, side, PATCH_PX))
+
+    async def _known(self, number: int) -> None:
+        if number not in self._places:
+            try:
+                await self.scene(number)
+            except Her2CacheError as error:
+                raise HTTPError(404) from error
 
     def _open(self, number: int) -> Scene:
         scene = self._scenes.open(self.entries[number].slide_id)
+        self._places[number] = scene.coords, scene.patch_px
         self._paths[f"{number}/he"] = scene.he.path
         if scene.ihc is not None:
             self._paths[f"{number}/ihc"] = scene.ihc.path

@@ -87,15 +87,48 @@
     at("patch").hidden = false;
   }
 
-  function listen() {
-    find("he").on_event("tap", (event) => tapped(event.x, event.y));
+  function set(range, start, end) {
+    range.setv({ start, end });
+  }
+
+  // A micrometre is as long in y as in x. x leads; both panes share their ranges.
+  function keepAspect() {
+    const plot = find("he");
+    const { x_range: x, y_range: y } = plot;
+    const [width, height] = data.size_um;
+    const most = 4 * Math.max(width, height), least = 16 * data.um_per_px;
+    const span = Math.min(Math.max(x.end - x.start, least), most);
+    const high = (span * plot.inner_height) / plot.inner_width;
+    if (Math.abs(span - (x.end - x.start)) > 1e-9 * span) {
+      const middle = (x.start + x.end) / 2;
+      set(x, middle - span / 2, middle + span / 2);
+    }
+    if (Math.abs(high - (y.end - y.start)) > 1e-6 * high) {
+      const middle = (y.start + y.end) / 2;
+      set(y, middle - high / 2, middle + high / 2);
+    }
   }
 
   function whole() {
+    const plot = find("he");
+    const [width, height] = data.size_um;
+    const span = Math.max(width, (height * plot.inner_width) / plot.inner_height);
+    const high = (span * plot.inner_height) / plot.inner_width;
+    set(plot.y_range, -height / 2 - high / 2, -height / 2 + high / 2);
+    set(plot.x_range, width / 2 - span / 2, width / 2 + span / 2);
+  }
+
+  function listen() {
+    const plot = find("he");
     for (const name of ["he", "ihc"]) {
-      const plot = find(name);
-      if (plot) plot.reset.emit();
+      const view = find(name) && Bokeh.index.find_one(find(name));
+      // each pane's tiles would set the ranges that both share, one after the other
+      if (view) for (const own of view.renderer_views.values()) if (own._enforce_aspect_ratio) own._enforce_aspect_ratio = () => {};
     }
+    plot.on_event("tap", (event) => tapped(event.x, event.y));
+    for (const edge of ["start", "end"]) plot.x_range.property(edge).change.connect(keepAspect);
+    for (const side of ["inner_width", "inner_height"]) plot.property(side).change.connect(keepAspect);
+    whole();
   }
 
   window.her2cache = { ready: false };
