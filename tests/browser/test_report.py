@@ -101,6 +101,18 @@ def test_tables_sort_by_keyboard_and_filter(page: Any) -> None:
     assert group.locator("tbody tr:visible").count() == 1
 
 
+def test_a_map_at_full_size(page: Any) -> None:
+    figure = page.locator("figure.map").first
+    button, picture = figure.locator("[data-widen]"), figure.locator(".picture").first
+    beside = page.locator("main").bounding_box()["width"]
+    for pressed in ("true", "false"):
+        button.focus()
+        page.keyboard.press("Enter")
+        assert button.get_attribute("aria-pressed") == pressed
+        assert (picture.bounding_box()["width"] > beside) == (pressed == "true")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
 def test_light_dark_and_print(page: Any) -> None:
     def ground() -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -17,12 +17,14 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from cluster.cli.bars import pace
-from cluster.cli.score import heatmap, report, score
+from cluster.cli.score import heatmap, report, score, score_each
+from cluster.scoring import open_models
 from her2cache.cohort import Slide, write_cohort
 from her2cache.store.reader import FeatureStore
 from tests.scored import COORDS, TRUTH, scored_sweep, space_of
 from trainers.columns import schema
 from trainers.model import TrainedModel
+from trainers.results import read_csv, write_csv
 from trainers.score import score_slide
 from trainers.score_tables import case_columns, slide_columns
 from trainers.tasks import find_task
@@ -66,7 +68,33 @@ def test_score_a_cohort_into_a_csv(sweep: Path, tmp_path: Path) -> None:
     assert [row["slide_id"] for row in rows] == ["s0", "s1", "s2", "s3"]
     assert all(sum(float(row[f"p_{c}"]) for c in range(4)) == pytest.approx(1) for row in rows)
     assert {"mc_se", "bag_p2.5", "bag_p97.5", "model_sd"} <= set(rows[0])
+    assert {row["part"] for row in rows} == {""}  # the sweep's directory has no splits.csv
+    assert [f" {float(row['mc_se']):#.2g} " in result.stdout for row in rows] == [True] * 4
+    assert "warning" not in result.stdout
     assert "None of these is a confidence interval" in " ".join(result.stdout.split())
+
+
+def test_slides_that_the_models_were_trained_on(sweep: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(sweep, tmp_path / "sweep"))
+    splits = [("s0", "test", ""), ("s1", "train", 0), ("s2", "train", 1), ("s3", "test", "")]
+    write_csv(copy / "splits.csv", [{"slide_id": s, "split": split, "fold": fold} for s, split, fold in splits])
+    cohort, out = sweep.parent / "cohort.csv", tmp_path / "scores.csv"
+    shown = _run(score, cohort, "--sweep", copy, "--bags", 20, "--out", out)
+    assert [row["part"] for row in read_csv(tmp_path, "scores.csv")] == ["test", "trained on", "trained on", "test"]
+    assert shown.stdout.count("trained on") == 3  # the slides', and that of the warning
+    assert "warning the models were trained on 2 of 4 slides" in shown.stdout
+    document = _document(score, "s1", "s3", "--sweep", copy, "--bags", 20)
+    assert [row["part"] for row in document["scores"]] == ["trained on", "test"]
+    assert "1 of 2 slides" in document["warnings"][0]
+    assert _document(score, "--sweep", copy, "s0", "--bags", 20)["warnings"] == []
+
+
+def test_every_slide_is_counted(sweep: Path) -> None:
+    models = open_models(sweep)
+    slides, reasons, seen = models.test_slides(sweep), {"s3": "lost"}, list[tuple[int, int]]()
+    scores = score_each(slides, models, 20, None, reasons, lambda done, total: seen.append((done, total)))
+    assert list(scores) == ["s0", "s1", "s2"]
+    assert seen == [(k, 4) for k in range(5)]
 
 
 def test_score_by_file_with_one_run(sweep: Path) -> None:
@@ -86,6 +114,9 @@ def test_without_a_target_it_is_the_test_set_and_the_tolerance_is_said(sweep: Pa
     met = _document(score, "s0", "--sweep", sweep, "--bags", 5000, "--tolerance", error)
     assert (met["tolerance"], met["within_tolerance"]) == (error, 1)
     assert met["scores"][0]["bags"] == 250
+    shown = _run(score, "s0", "--sweep", sweep, "--bags", 5000, "--tolerance", error).stdout
+    assert " drawn " in shown
+    assert " 250 " in shown
 
 
 def test_slides_of_a_case_are_combined(sweep: Path, tmp_path: Path) -> None:
@@ -189,6 +220,7 @@ def test_what_was_asked_wrongly(
 )
 def test_the_pace_of_a_bar(done: int, left: int, seconds: float, text: str) -> None:
     assert pace(done, left, seconds) == text
+    assert pace(done, left, seconds, "patches") == text.replace("/", " patches/")
 
 
 def test_report(sweep: Path) -> None:

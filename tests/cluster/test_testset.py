@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.scoring import open_models
@@ -43,6 +45,7 @@ def test_what_is_written(sweep: Path) -> None:
     assert [(row["embedder"], row["slide_id"]) for row in rows] == [
         (embedder, f"s{k}") for embedder in ("two", "one") for k in range(4)
     ]
+    assert {row["part"] for row in rows} == {"test"}
     models = open_models(sweep, embedder="one")
     for row, slide in zip(rows[4:], models.test_slides(sweep), strict=True):
         score = models.score(slide, 40)
@@ -91,6 +94,45 @@ def test_what_changed_is_made_anew(sweep: Path) -> None:
     after = times(sweep)
     assert after["scores.csv"] != before["scores.csv"]
     assert after["heatmaps/s0.png"] == before["heatmaps/s0.png"]  # by a model of embedder two
+
+
+def test_heatmaps_stay_where_the_slides_are_not(sweep: Path) -> None:
+    before = times(sweep)
+    for name in ("s0.tif", "s2.tif", "s0-ihc.tif", "truth/s0.npz"):
+        (sweep.parent / name).unlink()
+    report = score_and_draw_test_set(sweep, bags=40)
+    assert [s.status for s in report.slides] == ["skipped"] * 4
+    assert ["its heatmap stays as it is" in s.reason for s in report.slides] == [True, False, False, False]
+    assert "s0.tif is not on this machine" in report.slides[0].reason
+    index = read_csv(sweep / "heatmaps", "index.csv")
+    assert [(row["slide_id"], row["has_ihc"]) for row in index] == [("s0", "True"), ("s2", "False")]
+    assert list(report.truth_aucs) == ["s0"]
+    after = times(sweep)
+    assert {name for name in after if after[name] != before[name]} == {"heatmaps/index.csv"}
+    (sweep / "heatmaps" / "s2.top.png").unlink()
+    shutil.copy(sweep / "checkpoints" / "two-f0.safetensors", sweep / "checkpoints" / "two-f1.safetensors")
+    score_and_draw_test_set(sweep, bags=40)
+    assert read_csv(sweep / "heatmaps", "index.csv") == []  # they are of another model
+
+
+def test_copies_of_another_time_are_no_other_files(sweep: Path) -> None:
+    for path in sweep.parent.rglob("*.*"):
+        if path.suffix in {".tif", ".npz", ".csv"} and path.is_file():
+            os.utime(path, (0, 0))
+    assert {s.reason for s in score_and_draw_test_set(sweep, bags=40).slides if s.id in {"s0", "s2"}} == {
+        "its heatmap is current"
+    }
+
+
+def test_another_truth_map_of_the_same_size(sweep: Path) -> None:
+    path = sweep.parent / "truth" / "s0.npz"
+    with np.load(path) as truth:
+        other = {name: truth[name] for name in truth.files}
+    size = path.stat().st_size
+    np.savez(path, allow_pickle=False, **(other | {"tumour_fraction": other["tumour_fraction"][::-1]}))
+    assert path.stat().st_size == size
+    states = {s.id: s.status for s in score_and_draw_test_set(sweep, bags=40).slides}
+    assert states == {"s0": "done", "s1": "skipped", "s2": "skipped", "s3": "skipped"}
 
 
 @pytest.mark.slow

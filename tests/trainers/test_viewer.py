@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +21,7 @@ from her2cache.slide import open_slide
 from tests.slides import texture, write_slide
 from tests.viewers import PATCH, TwoSlides
 from trainers.viewer.raster import lay_out
+from trainers.viewer.scene import Scene, SlideEntry
 from trainers.viewer.server import Viewer
 from trainers.viewer.tiles import TileKey, Tiles
 
@@ -127,6 +129,32 @@ def test_fifty_clients_at_once(url: str) -> None:
     with ThreadPoolExecutor(50) as clients:
         sizes = list(clients.map(lambda path: len(get(url, path)), paths * 4))
     assert min(sizes) > 1000
+
+
+def test_more_slides_than_are_kept(folder: Path) -> None:
+    """A slide's values may go, its tiles need them no more."""
+    two = TwoSlides(folder)
+
+    class Twelve:
+        title, opened = "twelve", 0
+
+        def entries(self) -> Sequence[SlideEntry]:
+            return [replace(two.entries()[0], slide_id=f"s{k}") for k in range(12)]
+
+        def open(self, slide_id: str) -> Scene:
+            self.opened += 1
+            if self.opened == 1:
+                raise OSError("the disk had a bad moment")
+            return two.open("first")
+
+    twelve = Twelve()
+    with Viewer(twelve, workers=2).running() as own:
+        assert status(own, "/tile/0/he/0/0/0.jpg") == 500
+        for _ in range(2):  # what failed once may work now
+            for k in range(12):
+                assert len(get(own, f"/tile/{k}/he/0/0/0.jpg")) > 1000
+                assert len(get(own, f"/patch/{k}/3.jpg")) > 1000
+    assert twelve.opened == 13
 
 
 def test_a_port_that_is_taken(url: str, folder: Path) -> None:

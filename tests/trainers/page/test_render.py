@@ -163,6 +163,17 @@ def test_maps(page: Page) -> None:
     assert len(shown) == CASES - 1
     assert all(e.attributes["loading"] == "lazy" for e in shown)
     assert all("IHC" in str(e.attributes["alt"]) for e in shown)
+    widen = [e for e in page.all("button") if "data-widen" in e.attributes]
+    assert len(widen) == CASES - 1
+    assert {(e.attributes["type"], e.attributes["aria-pressed"]) for e in widen} == {("button", "false")}
+    captions = [e for e in page.all("figcaption") if "patches in" in e.text]
+    assert len(captions) == CASES
+    assert all("by this fold alone predicted 2+, expected score 0." in e.text for e in captions)
+
+
+def test_shades_are_named_as_they_are_on_a_dark_page_too(page: Page) -> None:
+    assert "the stronger the shade, the better" in page.html
+    assert "darker" not in page.html
 
 
 def test_what_is_missing_says_how_it_is_made(sources: Sources, page: Page) -> None:
