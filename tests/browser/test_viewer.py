@@ -66,7 +66,10 @@ def test_a_click_shows_the_patch(page: Any) -> None:
     assert page.locator("#patch-title").inner_text().startswith("Patch at (600, 4")
     assert page.locator("#patch-values").inner_text().split() == ["attention-weighted", "score", "1", "signed", "0"]
     page.wait_for_function("() => document.getElementById('patch-picture').naturalWidth > 0")
+    chosen = "() => Bokeh.documents[0].get_model_by_name('chosen').data.left"
+    assert page.evaluate(chosen) == [300]  # um
     page.keyboard.press("Escape")
+    assert page.evaluate(chosen) == []
     assert page.locator("#patch").is_hidden()
 
 

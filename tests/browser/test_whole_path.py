@@ -1,10 +1,12 @@
 """From a synthetic cohort to the report and the viewer by the commands of the README, then looked at in a browser.
 
-The screenshots are those of the README: `HER2CACHE_SCREENSHOTS=FOLDER pytest tests/browser -m browser`.
+The pictures of the README are its screenshots of the demo: after `make demo`,
+`HER2CACHE_SWEEP=demo-out/sweep HER2CACHE_SCREENSHOTS=FOLDER pytest tests/browser/test_whole_path.py`.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -40,6 +42,8 @@ weight_decay = [1e-3, 1e-5]
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if there := os.environ.get("HER2CACHE_SWEEP"):
+        return Path(there).absolute()
     folder = tmp_path_factory.mktemp("path")
     (folder / "experiment.toml").write_text(EXPERIMENT)
     embedders = ["--embedder", "alexnet-random", "--embedder", "alexnet-random=1"]
@@ -86,6 +90,9 @@ def test_the_viewer(page: Any, sweep: Path, tmp_path: Path) -> None:
         page.wait_for_function("() => window.her2cache && window.her2cache.ready")
         page.wait_for_function("() => performance.getEntriesByType('resource').some((e) => e.name.includes('/ihc/'))")
         page.wait_for_load_state("networkidle")
+        page.locator("nav tbody tr:nth-child(2) a").click()
+        page.wait_for_function("() => window.her2cache && window.her2cache.ready")
+        page.wait_for_timeout(1000)
         box = page.locator(".plot").first.bounding_box()
         page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.locator("#patch").wait_for()

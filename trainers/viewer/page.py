@@ -16,6 +16,7 @@ from bokeh.models import (
     LinearColorMapper,
     Metric,
     PanTool,
+    Quad,
     Range1d,
     ResetTool,
     ScaleBar,
@@ -163,6 +164,11 @@ def _lay_over(plot: figure, raster: Raster, scene: Scene) -> None:
     mapper = LinearColorMapper(palette=Viridis256, low=layer.low, high=layer.high, nan_color=_CLEAR, name="colours")
     glyph = Image(image="image", x="x", y="y", dw="dw", dh="dh", color_mapper=mapper, global_alpha=0.6)
     plot.add_glyph(source, glyph, name="heatmap")
+    chosen = ColumnDataSource({side: list[float]() for side in ("left", "right", "top", "bottom")}, name="chosen")
+    outline = Quad(
+        left="left", right="right", top="top", bottom="bottom", fill_alpha=0, line_color="#111111", line_width=3
+    )
+    plot.add_glyph(chosen, outline)
 
 
 def _data(scene: Scene, raster: Raster, patch_url: str) -> str:

@@ -59,8 +59,13 @@
     at("opacity-value").textContent = Math.round(100 * opacity) + " %";
   }
 
+  function outline(sides) {
+    find("chosen").data = sides;
+  }
+
   function close() {
     at("patch").hidden = true;
+    outline({ left: [], right: [], top: [], bottom: [] });
   }
 
   function tapped(x, y) {
@@ -71,6 +76,8 @@
     const patch = inside ? patchAt.get(row * columns + column) : undefined;
     if (patch === undefined) return close();
     const [left, top] = data.coords[patch];
+    const um = (level0) => [level0 * data.um_per_px];
+    outline({ left: um(left), right: um(left + data.patch_px), top: um(-top), bottom: um(-top - data.patch_px) });
     at("patch-title").textContent = `Patch at (${left}, ${top}) px of level 0`;
     at("patch-values").replaceChildren(...data.layers.map((layer) => {
       const line = document.createElement("tr");
