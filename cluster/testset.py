@@ -25,10 +25,13 @@ from trainers.bag_counts import auc_by_bags, draw_pool
 from trainers.files import whole
 from trainers.results import Row, read_results, read_table, selected_runs, write_csv
 from trainers.score import SlideScore, combine_slides, score_slide
-from trainers.score_tables import bag_count_row, case_row, slide_row
+from trainers.score_tables import TEST, bag_count_row, case_row, slide_row
 
-_VERSION = 1
+_VERSION = 2
 """Of what is written; raised by hand when it changes."""
+
+_SMALL_BYTES = 1 << 20
+"""A file up to this size is known by its bytes."""
 
 _RECORD = "scored.json"
 _TABLES = ("scores.csv", "case_scores.csv", "auc_by_bags.csv")
@@ -41,7 +44,8 @@ class SlideState:
 
     Attributes:
         id: of the slide, or the embedder's name.
-        status: skipped means that its heatmap is current, or that its file is not on this machine.
+        status: skipped means that its heatmap is current, or that its file is not on this machine; then a heatmap of
+            the same models and features stays.
         reason: why it failed or was skipped.
     """
 
@@ -114,7 +118,8 @@ class _Counter:
 
 @dataclass
 class _Record:
-    """scored.json: what the tables were made of, and for each heatmap what it was made of and its row."""
+    """scored.json: what the tables were made of, and for each heatmap what it was made of, with which files beside the
+    slide, and its row."""
 
     path: Path
     tables: str = ""
@@ -177,7 +182,7 @@ def _score(
         scored = [slide for slide in slides if slide.slide_id in scores]
         own = {"embedder": embedder}
         task = models.task
-        rows["scores.csv"] += [own | slide_row(slide, scores[slide.slide_id], task) for slide in scored]
+        rows["scores.csv"] += [own | slide_row(slide, scores[slide.slide_id], task, TEST) for slide in scored]
         for case_id in dict.fromkeys(slide.case_id for slide in scored):
             of_case = [slide for slide in scored if slide.case_id == case_id]
             combined = combine_slides([scores[slide.slide_id] for slide in of_case])
@@ -208,19 +213,22 @@ def _draw(
     for slide in slides:
         picture, patches = (folder / f"{encode_slide_id(slide.slide_id)}{end}" for end in (".png", ".top.png"))
         sister, truth = sister_of(slide, cohort), truth_of(slide, Path(models.experiment.data.cohort))
-        beside = [_file(path) for path in (sister and sister.path, truth) if path]
-        made_of = _digest(source["models"], source["slides"][slide.slide_id], source["drawing"], beside)
-        current = record.heatmaps.get(slide.slide_id, {}).get("made_of") == made_of
-        if current and picture.is_file() and patches.is_file():
+        made_of = _digest(source["models"], source["slides"][slide.slide_id], source["drawing"])
+        beside = _digest(*(_file(path) for path in (sister and sister.path, truth) if path))
+        drawn = record.heatmaps.get(slide.slide_id, {})
+        same = drawn.get("made_of") == made_of and picture.is_file() and patches.is_file()
+        if same and drawn.get("beside") == beside:
             report.slides.append(SlideState(slide.slide_id, "skipped", "its heatmap is current"))
-        elif not slide.path.is_file():
-            record.heatmaps.pop(slide.slide_id, None)
-            reason = f"no heatmap: {slide.path} is not on this machine; run `her2cache report` where the slides are"
+        elif not slide.path.is_file():  # what lay beside it is likely not here either, which changes no heatmap
+            if not same:
+                record.heatmaps.pop(slide.slide_id, None)
+            what = "its heatmap stays as it is" if same else "no heatmap"
+            reason = f"{what}: {slide.path} is not on this machine; run `her2cache report` where the slides are"
             report.slides.append(SlideState(slide.slide_id, "skipped", reason))
         else:
             try:
                 row = _draw_one(models, slide, picture, MapOptions(bags=bags, patches=patches), report)
-                record.heatmaps[slide.slide_id] = {"made_of": made_of, "row": row}
+                record.heatmaps[slide.slide_id] = {"made_of": made_of, "beside": beside, "row": row}
                 report.slides.append(SlideState(slide.slide_id, "done"))
             except Her2CacheError as error:
                 record.heatmaps.pop(slide.slide_id, None)
@@ -278,9 +286,10 @@ def _file_digest(path: Path) -> str:
         ) from error
 
 
-def _file(path: Path) -> tuple[str, int, int]:
-    found = path.stat()
-    return path.name, found.st_size, found.st_mtime_ns
+def _file(path: Path) -> tuple[str, int, str]:
+    """What a file is known by. Not its time: a copy may have another, and is no other file."""
+    size = path.stat().st_size
+    return path.name, size, hashlib.sha256(path.read_bytes()).hexdigest() if size <= _SMALL_BYTES else ""
 
 
 def _digest(*parts: object) -> str:

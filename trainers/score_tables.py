@@ -18,6 +18,9 @@ from trainers.results import Row, write_csv
 from trainers.score import CaseScore, SlideScore
 from trainers.tasks import Task
 
+TEST, TRAINED_ON, NEW = "test", "trained on", "new"
+"""Parts that a slide may have had in the making of models, see the column `part`."""
+
 _STRING, _BOOL, _INT, _FLOAT = pa.string(), pa.bool_(), pa.int32(), pa.float64()
 
 _SCORE = Column("her2_score", _INT, "of the cohort, 0 to 3; null where it is not known")
@@ -37,6 +40,12 @@ def slide_columns(task: Task) -> list[Column]:
         Column("slide_id", _STRING, "of the cohort, or the file's name"),
         _OF_CASE,
         _SCORE,
+        Column(
+            "part",
+            _STRING,
+            f"{TEST}: of the test set of the models; {TRAINED_ON}: they were trained on the slide, or chosen by it, so"
+            f" its score says nothing of new slides; {NEW}: neither; null where the sweep has no table of splits",
+        ),
         *_FOUND,
         _MC_SE,
         Column("bag_p2.5", _FLOAT, "2.5th percentile over bags of a bag's expected score: heterogeneity of the slide"),
@@ -65,12 +74,13 @@ def case_columns(task: Task) -> list[Column]:
     ]
 
 
-def slide_row(slide: Slide, score: SlideScore, task: Task) -> dict[str, Any]:
-    """The row of a slide; `predicted_score` is the class's name, as 2+."""
+def slide_row(slide: Slide, score: SlideScore, task: Task, part: str | None) -> dict[str, Any]:
+    """The row of a slide; `predicted_score` is the class's name, as 2+, and `part` as the column says."""
     return {
         "slide_id": slide.slide_id,
         "case_id": slide.case_id,
         "her2_score": slide.her2_score,
+        "part": part,
         "predicted_score": task.classes[score.predicted],
         **score.as_row(),
     }

@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from cluster.cli.output import err
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 @contextmanager
@@ -15,19 +19,9 @@ def bar(name: str, unit: str) -> Generator[Callable[[int, int], None]]:
 
     It shows how many a second are done, what comes before the first call not counting, and the time that remains.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[pace]}", style="dim"),
-        TimeElapsedColumn(),
-    )
     began: tuple[float, int] | None = None
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(name, total=None, pace="")
+    with live(name) as progress:
+        task = progress.add_task(name, total=None, unit=unit, pace="")
 
         def watch(done: int, total: int) -> None:
             nonlocal began
@@ -38,19 +32,35 @@ def bar(name: str, unit: str) -> Generator[Callable[[int, int], None]]:
         yield watch
 
 
-def pace(done: int, left: int, seconds: float) -> str:
+def live(name: str) -> Progress:
+    """A bar whose tasks have the fields unit, what is counted, and pace; quiet where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[pace]}", style="dim"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def pace(done: float, left: float, seconds: float, unit: str = "") -> str:
     """For instance `12.5/s, 40 s left`; empty as long as nothing can be said.
 
     Args:
         done: within `seconds`.
         left: to do.
         seconds: since the first was done.
+        unit: what is counted, where it is not plain: `12.5 patches/s, 40 s left`.
     """
     if done <= 0 or seconds <= 0:
         return ""
-    rate = done / seconds
-    shown = (f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s") if rate >= 1 else f"{rate * 60:.1f}/min"
-    return f"{shown}, {span(left / rate)} left"
+    rate, of = done / seconds, unit and f" {unit}"
+    shown = (f"{rate:,.0f}{of}/s" if rate >= 100 else f"{rate:.1f}{of}/s") if rate >= 1 else f"{rate * 60:.1f}{of}/min"
+    return f"{shown}, {span(left / rate)} left" if left > 0 else shown
 
 
 def span(seconds: float) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 
-from cluster.cli.output import Item, Outcome, count_of, err
+from cluster.cli.bars import live, pace
+from cluster.cli.output import Item, Outcome, count_of
 from cluster.cli.reading import read_options, reading_options
 from cluster.cli.verb import verb
 
@@ -131,19 +133,9 @@ class EmbedBar:
     """A progress bar of an embed job on stderr, when that is a terminal. Call it with a `Progress`."""
 
     def __init__(self, slides: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bar = Progress(
-            TextColumn("embedding"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("slides, {task.fields[patches]:,} patches"),
-            TimeElapsedColumn(),
-            console=err,
-            disable=not err.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=slides, patches=0)
+        self._bar = live("embedding")
+        self._task = self._bar.add_task("", total=slides, unit="slides", pace="")
+        self._work = PatchPace()
 
     def __enter__(self) -> EmbedBar:
         self._bar.start()
@@ -154,5 +146,41 @@ class EmbedBar:
 
     def __call__(self, progress: Progress) -> None:
         self._bar.update(
-            self._task, total=progress.slides, completed=progress.finished, patches=progress.written_patches
+            self._task,
+            total=progress.slides,
+            completed=progress.finished,
+            unit=f"slides, {progress.written_patches:,} patches",
+            pace=self._work.after(progress, time.monotonic()),
         )
+
+
+class PatchPace:
+    """How fast the patches of an embed job are done, and how long the rest takes. Show it every step of the job.
+
+    Slides that were not looked at yet are taken to have as many patches as those that were, in the mean.
+    """
+
+    def __init__(self) -> None:
+        self._job: Progress | None = None
+        self._began: tuple[float, int] | None = None
+        self._planned = self._surveyed = 0
+
+    def after(self, progress: Progress, now: float) -> str:
+        """For instance `1,200 patches/s, 3 min left`; empty until there are patches to go by.
+
+        Args:
+            progress: of the job, after a step.
+            now: in seconds, of a clock that only rises.
+        """
+        if self._job is not progress:  # a command may run several, one after the other
+            self._job, self._began, self._planned, self._surveyed = progress, None, 0, 0
+        planned, written = progress.planned_patches, progress.written_patches
+        self._surveyed += (planned > self._planned) - (planned < self._planned)  # a step adds one slide, or drops one
+        self._planned = planned
+        if self._began is None and written:  # before that, processes start and embedders load
+            self._began = now, written
+        if self._began is None or self._surveyed <= 0:
+            return ""
+        to_survey = max(0, progress.slides - self._surveyed - progress.failed)
+        left = planned - written + to_survey * planned / self._surveyed
+        return pace(written - self._began[1], left, now - self._began[0], "patches")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ def score(
     """
     from cluster.cli.naming import slides_named
     from cluster.cli.score_tables import case_table, score_table
+    from cluster.parts import parts_of
     from cluster.scoring import open_models
     from trainers.score_tables import case_columns, check_table_name, slide_columns, slide_row, write_scores
 
@@ -76,18 +77,12 @@ def score(
     models = open_models(sweep, embedder=embedder, run_id=run_id)
     slides = slides_named(targets, models) if targets else models.test_slides(sweep)
     reasons = models.embed_missing(slides)
-    scores: dict[str, SlideScore] = {}
     with bar("scores", "slides") as watch:
-        for done, slide in enumerate(slides):
-            watch(done, len(slides))
-            if slide.slide_id in reasons:
-                continue
-            try:
-                scores[slide.slide_id] = models.score(slide, bags, tolerance)
-            except Her2CacheError as error:
-                reasons[slide.slide_id] = str(error)
+        scores = score_each(slides, models, bags, tolerance, reasons, watch)
     scored, task = [slide for slide in slides if slide.slide_id in scores], models.task
-    rows = [slide_row(slide, scores[slide.slide_id], task) for slide in scored]
+    parts = parts_of(scored, models, sweep)
+    rows = [slide_row(slide, scores[slide.slide_id], task, parts[slide.slide_id]) for slide in scored]
+    warnings = _warnings(parts)
     of_cases = _case_rows(scored, scores, task)
     outputs: dict[str, str] = {}
     for name, file, table, columns in (
@@ -102,11 +97,13 @@ def score(
     return Outcome(
         items=[_item(slide, reasons) for slide in slides],
         outputs=outputs,
-        extra={"task": task.name, "runs": models.run_ids, "scores": rows, "cases": of_cases} | extra,
+        extra={"task": task.name, "runs": models.run_ids, "scores": rows, "cases": of_cases, "warnings": warnings}
+        | extra,
         summary=[
-            *([score_table(rows, task)] if rows else []),
+            *([score_table(rows, task, with_bags=tolerance is not None)] if rows else []),
             *([case_table(of_cases, task)] if len(of_cases) < len(rows) else []),
             *([] if tolerance is None else [_said_of_tolerance(scores, bags, tolerance)]),
+            *(f"[yellow]warning[/] {warning}" for warning in warnings),
             f"{count_of(len(models.run_ids), 'model')} of {models.embedder}: {', '.join(models.run_ids)}",
             *(f"{name} {path}" for name, path in outputs.items()),
         ],
@@ -168,6 +165,7 @@ def heatmap(
     """Draw where a model looks on a slide (algorithm 1 of the paper), over its thumbnail."""
     from cluster.cli.naming import ihc_named, slides_named
     from cluster.drawing import MapOptions, draw_slide
+    from cluster.parts import parts_of
     from cluster.scoring import open_models
     from trainers.maps import MapChoice
     from trainers.score_tables import slide_row
@@ -181,7 +179,7 @@ def heatmap(
         raise SlideError(reasons[slide.slide_id])
     options = MapOptions(bags, choice, scale_max, beside, truth, geojson, patches, top)
     drawn = draw_slide(models, slide, out, options)
-    row = slide_row(slide, drawn.score, models.task)
+    row = slide_row(slide, drawn.score, models.task, parts_of([slide], models, sweep)[slide.slide_id])
     return Outcome(
         items=[Item(slide.slide_id, "done")],
         outputs={name: str(path) for name, path in drawn.written.items()},
@@ -234,6 +232,35 @@ def report(sweep: Path) -> Outcome:
     )
 
 
+def score_each(
+    slides: Sequence[Slide],
+    models: SweepModels,
+    bags: int,
+    tolerance: float | None,
+    reasons: dict[str, str],
+    watch: Callable[[int, int], None],
+) -> dict[str, SlideScore]:
+    """Scores of slides by id; why one has none is added to `reasons`, which names those not to try.
+
+    Args:
+        slides: which.
+        models: of a sweep.
+        bags, tolerance: see `SweepModels.score`.
+        reasons: slide_id -> why it cannot be scored.
+        watch: called with (done, in all) before the first slide and after each.
+    """
+    scores: dict[str, SlideScore] = {}
+    watch(0, len(slides))
+    for done, slide in enumerate(slides, start=1):
+        if slide.slide_id not in reasons:
+            try:
+                scores[slide.slide_id] = models.score(slide, bags, tolerance)
+            except Her2CacheError as error:
+                reasons[slide.slide_id] = str(error)
+        watch(done, len(slides))
+    return scores
+
+
 def said_of_truth(aucs: Mapping[str, float]) -> list[str]:
     """What the attention of a synthetic cohort's slides says of their truth maps; nothing where there are none."""
     if not aucs:
@@ -260,6 +287,16 @@ def _case_rows(slides: Sequence[Slide], scores: Mapping[str, SlideScore], task: 
 def _item(slide: Slide, reasons: Mapping[str, str]) -> Item:
     reason = reasons.get(slide.slide_id)
     return Item(slide.slide_id, "done") if reason is None else Item(slide.slide_id, "failed", reason)
+
+
+def _warnings(parts: Mapping[str, str | None]) -> list[str]:
+    from trainers.score_tables import TRAINED_ON
+
+    n = sum(part == TRAINED_ON for part in parts.values())
+    if not n:
+        return []
+    slides = f"{n:,} of {count_of(len(parts), 'slide')}"
+    return [f"the models were trained on {slides}, or chosen by them: these scores say nothing of new slides"]
 
 
 def _said_of_tolerance(scores: Mapping[str, SlideScore], bags: int, tolerance: float) -> str:

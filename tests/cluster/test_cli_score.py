@@ -71,6 +71,7 @@ def test_score_a_cohort_into_a_csv(sweep: Path, tmp_path: Path) -> None:
     assert {row["part"] for row in rows} == {""}  # the sweep's directory has no splits.csv
     assert [f" {float(row['mc_se']):#.2g} " in result.stdout for row in rows] == [True] * 4
     assert "warning" not in result.stdout
+    assert "no splits.csv" in result.stdout
     assert "None of these is a confidence interval" in " ".join(result.stdout.split())
 
 
@@ -216,6 +217,7 @@ def test_what_was_asked_wrongly(
         (50, 100, 20.0, "2.5/s, 40 s left"),
         (4000, 8000, 2.0, "2,000/s, 4 s left"),
         (1, 3, 60.0, "1.0/min, 3 min left"),
+        (20, 0, 2.0, "10.0/s"),
     ],
 )
 def test_the_pace_of_a_bar(done: int, left: int, seconds: float, text: str) -> None:

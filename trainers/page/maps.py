@@ -51,8 +51,9 @@ def maps(sources: Sources) -> list[Map]:
 
 def _facts(row: Row) -> Iterator[str]:
     yield f"Case {row['case_id']}"
-    yield f"HER2 score {her2_name(row['her2_score'])}, predicted {row['predicted_score']}"
-    yield f"expected score {number(to_number(row['expected_score']))}"
+    yield f"HER2 score {her2_name(row['her2_score'])}"
+    expected = number(to_number(row["expected_score"]))
+    yield f"by this fold alone predicted {row['predicted_score']}, expected score {expected}"
     yield f"run {row['run_id']} ({row['embedder']})"
     patches, bags = (number(to_number(row[key]), 0) for key in ("n_patches", "bags"))
     yield f"{patches} patches in {bags} bags"

@@ -77,7 +77,16 @@
       else target.removeAttribute("tabindex");
     }
   });
-  for (const sheet of document.querySelectorAll(".sheet")) wide.observe(sheet);
+  for (const scroller of document.querySelectorAll(".sheet, .picture")) wide.observe(scroller);
+
+  // -- maps at full size
+
+  for (const widen of document.querySelectorAll("[data-widen]")) {
+    widen.addEventListener("click", () => {
+      const whole = widen.closest(".map").classList.toggle("wide");
+      widen.setAttribute("aria-pressed", String(whole));
+    });
+  }
 
   // -- charts
 
