@@ -14,7 +14,8 @@ from trainers.score_tables import NEW, TEST, TRAINED_ON
 def parts_of(slides: Sequence[Slide], models: SweepModels, sweep: Path) -> dict[str, str | None]:
     """Part of each slide in the making of the models, by the table of splits in the sweep's directory.
 
-    A file that has another slide_id there is known again by the digest of its bytes, which the store has.
+    A file that has another slide_id there is known again by the digest of its bytes, which the store has. A slide that
+    is new has the part of its case.
 
     Returns:
         slide_id -> "test", "trained on" (or chosen by) or "new"; None where the table of splits is missing.
@@ -33,8 +34,9 @@ def parts_of(slides: Sequence[Slide], models: SweepModels, sweep: Path) -> dict[
         digest = _file_digest(slide_id, models)
         if digest and by_file.get(digest) != TRAINED_ON:
             by_file[digest] = known[slide_id]
-    found = {slide_id: by_file.get(_file_digest(slide_id, models), NEW) for slide_id in others}
-    return {slide.slide_id: known.get(slide.slide_id) or found[slide.slide_id] for slide in slides}
+    by_case = {row["case_id"]: known[row["slide_id"]] for row in splits}
+    found = {slide_id: by_file.get(_file_digest(slide_id, models)) for slide_id in others}
+    return {s.slide_id: known.get(s.slide_id) or found[s.slide_id] or by_case.get(s.case_id, NEW) for s in slides}
 
 
 def _file_digest(slide_id: str, models: SweepModels) -> str:

@@ -43,7 +43,7 @@ def slide_columns(task: Task) -> list[Column]:
         Column(
             "part",
             _STRING,
-            f"{TEST}: of the test set of the models; {TRAINED_ON}: they were trained on the slide, or chosen by it, so"
+            f"{TEST}: of the test set of the models; {TRAINED_ON}: they were trained on its case, or chosen by it, so"
             f" its score says nothing of new slides; {NEW}: neither; null where the sweep has no table of splits",
         ),
         *_FOUND,

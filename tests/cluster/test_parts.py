@@ -41,7 +41,7 @@ def _slides(*slide_ids: str) -> list[Slide]:
 
 def _split(outer: str = "") -> list[dict[str, str]]:
     sides = {"s0": "test", "s1": "train", "s2": "train", "gone": "train"}
-    return [{"outer": outer, "slide_id": slide_id, "split": side} for slide_id, side in sides.items()]
+    return [{"outer": outer, "slide_id": s, "case_id": f"case-{s}", "split": side} for s, side in sides.items()]
 
 
 def test_known_by_id_and_by_file(sweep: Path, models: SweepModels, tmp_path: Path) -> None:
@@ -56,6 +56,8 @@ def test_known_by_id_and_by_file(sweep: Path, models: SweepModels, tmp_path: Pat
         "other": "new",
         "nowhere": "new",
     }
+    more = [replace(slide, case_id=f"case-{k}") for slide, k in zip(_slides("a", "b"), ("s0", "s2"), strict=True)]
+    assert parts_of(more, models, folder) == {"a": "test", "b": "trained on"}  # other slides of known cases
 
 
 def test_a_model_of_an_outer_fold(sweep: Path, models: SweepModels, tmp_path: Path) -> None:
