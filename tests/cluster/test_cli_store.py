@@ -79,6 +79,7 @@ def test_info_and_ls_say_what_is_there(folder: Path) -> None:
     assert "3 commits verified, 150 patches: nothing is damaged" in printed("store", "verify", folder / "store")
 
 
+@pytest.mark.slow
 def test_repair_embeds_exactly_the_damaged_slides_to_the_same_bytes(folder: Path) -> None:
     """A flipped bit of a view and a chunk that is gone; a record that says nothing, whose file must be named."""
     store, before = folder / "store", records(folder)
@@ -152,6 +153,7 @@ def test_a_slide_that_changed_is_noticed_and_replaced_on_request(folder: Path) -
     assert {s: after[s] for s in ("s0", "s1")} == {s: before[s] for s in ("s0", "s1")}
 
 
+@pytest.mark.slow
 def test_several_embedders_and_views_share_one_decode(folder: Path) -> None:
     weights = folder / "half.pth"
     tensors = load_recipe("alexnet-random", 96).tensors

@@ -90,6 +90,7 @@ def test_options_that_cannot_be_are_told(npz: Path, tmp_path: Path) -> None:
     assert "none does not exist" in said["error"]
 
 
+@pytest.mark.slow
 def test_ihc_leaves_out_the_cases_that_the_sweep_tests_on(tmp_path: Path) -> None:
     table = write_synthetic_cohort(tmp_path, slides=20, width_px=512)
     (tmp_path / "e.toml").write_text(SPLIT)

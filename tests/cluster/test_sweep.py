@@ -168,6 +168,7 @@ def test_resuming_does_only_what_is_missing(done: SweepReport, project: Path, tm
     assert tables(out) == before
 
 
+@pytest.mark.slow
 def test_the_stack_is_recorded_and_kept(done: SweepReport, project: Path, tmp_path: Path) -> None:
     """It is the unit of resume: another size would give other bits."""
     assert json.loads((project / "sweep" / "environment.json").read_text())["stack"] == 2
@@ -200,6 +201,7 @@ def test_it_goes_on_on_the_device_it_was_begun_on(done: SweepReport, project: Pa
         run_sweep(copy / "experiment.toml", out, SweepOptions(resume=True))
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoint_is_lost_is_trained_again(done: SweepReport, project: Path, tmp_path: Path) -> None:
     copy = copy_of(project, tmp_path)
     lost = copy / "sweep" / "checkpoints" / f"{done.runs[0].run_id}.safetensors"

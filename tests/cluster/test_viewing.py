@@ -15,8 +15,8 @@ import pytest
 
 from cluster.scoring import open_models
 from cluster.viewing import SweepScenes
-from her2cache.errors import ConfigError, SlideOpenError
-from tests.commands import COMMAND, command
+from her2cache.errors import ConfigError, SlideOpenError, SweepError
+from tests.commands import COMMAND
 from tests.processes import eventually
 from tests.scored import COORDS, SIDE, scored_sweep
 from trainers.maps import MapChoice, partition_bags, patch_maps
@@ -92,6 +92,5 @@ def test_the_command_serves_until_it_is_told_to_end(sweep: Path, tmp_path: Path)
 
 
 def test_a_folder_that_is_no_sweep(tmp_path: Path) -> None:
-    done = command("view", tmp_path)
-    assert done.returncode == 2
-    assert "results.parquet" in done.stderr
+    with pytest.raises(SweepError, match=r"results\.parquet"):
+        SweepScenes(tmp_path)

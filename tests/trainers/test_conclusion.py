@@ -271,6 +271,7 @@ def test_an_outer_fold_that_failed_leaves_no_headline(swept: Sweep, tmp_path: Pa
     assert re.search(r"alexnet-random +undefined", shown.getvalue())
 
 
+@pytest.mark.slow
 def test_a_seed_that_lost_an_outer_fold_leaves_no_headline(swept: Sweep, tmp_path: Path) -> None:
     """Rather than a headline on fewer cases, or on fewer seeds."""
     shutil.copytree(swept.out / "checkpoints", tmp_path / "checkpoints")

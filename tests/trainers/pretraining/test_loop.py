@@ -124,6 +124,7 @@ class TestWeights:
 
 
 class TestResume:
+    @pytest.mark.slow
     def test_a_training_that_was_stopped_equals_one_that_was_not(
         self, trained: tuple[Path, list[PretrainEpoch]], tmp_path: Path
     ) -> None:
