@@ -59,7 +59,7 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
     with say.step("embedders that need no training"):
         recipes, missing = steps.ready_made(imagenet, offline=offline)
     if missing:
-        say.note(f"without alexnet-imagenet: {missing}")
+        say.note(f"  without alexnet-imagenet: {missing}")
     with say.bar("synthetic slides", "slides of cases") as watch:
         cohort = steps.make_cohort(out, size, watch)
     with say.bar("synthetic PatchCamelyon", "patches") as watch:
@@ -117,14 +117,15 @@ def demo(out: Path, size: str, imagenet: Path | None, offline: bool) -> Outcome:
 
 
 class _Steps:
-    """Says on stderr which step is under way; a bar where that is a terminal, a line where not."""
+    """Says on stderr, where that is a terminal, which step is under way."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._done = 0
 
     def note(self, text: str) -> None:
-        err.print(f"  {text}", markup=False)
+        if err.is_terminal:
+            err.print(text, markup=False)
 
     @contextmanager
     def step(self, name: str) -> Generator[None]:
@@ -133,7 +134,7 @@ class _Steps:
         self._done += 1
         started = perf_counter()
         yield
-        err.print(f"[{self._done}/{self._total}] {name}: {perf_counter() - started:.0f} s", markup=False)
+        self.note(f"[{self._done}/{self._total}] {name}: {perf_counter() - started:.0f} s")
 
     @contextmanager
     def bar(self, name: str, unit: str) -> Generator[Callable[[int, int], None]]:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cluster import demo
+from cluster.cli.demo import _Steps
 from cluster.cli.main import main
 from her2cache.errors import EmbedderError
 from her2cache.store.reader import FeatureStore
@@ -88,3 +89,10 @@ def test_it_goes_from_slides_to_a_heatmap_and_does_nothing_twice(
 def test_weights_that_were_named_must_be_weights(tmp_path: Path) -> None:
     with pytest.raises(EmbedderError, match="does not exist"):
         demo.ready_made(tmp_path / "missing.pth", offline=True)
+
+
+def test_steps_are_told_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = _Steps(1)
+    with steps.step("cutting"):
+        steps.note("half of it")
+    assert capsys.readouterr() == ("", "")
