@@ -78,7 +78,8 @@ def test_score_a_cohort_into_a_csv(sweep: Path, tmp_path: Path) -> None:
 def test_slides_that_the_models_were_trained_on(sweep: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(sweep, tmp_path / "sweep"))
     splits = [("s0", "test", ""), ("s1", "train", 0), ("s2", "train", 1), ("s3", "test", "")]
-    write_csv(copy / "splits.csv", [{"slide_id": s, "split": split, "fold": fold} for s, split, fold in splits])
+    rows = [{"slide_id": s, "case_id": f"c{s[1]}", "split": split, "fold": fold} for s, split, fold in splits]
+    write_csv(copy / "splits.csv", rows)
     cohort, out = sweep.parent / "cohort.csv", tmp_path / "scores.csv"
     shown = _run(score, cohort, "--sweep", copy, "--bags", 20, "--out", out)
     assert [row["part"] for row in read_csv(tmp_path, "scores.csv")] == ["test", "trained on", "trained on", "test"]
