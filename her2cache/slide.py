@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -165,8 +166,7 @@ def open_slide(path: Path) -> SlideReader:
 
 
 def _open_tiff(path: Path) -> SlideReader:
-    with warnings.catch_warnings(), _tifffile_log() as log:
-        warnings.simplefilter("ignore")  # tiffslide: NDPI metadata is parsed only in part, which is enough here
+    with _tifffile_log() as log:
         slide = TiffSlide(path)
         try:
             if kind := _beyond_tiffslide(slide):
@@ -191,23 +191,33 @@ def _beyond_tiffslide(slide: TiffSlide) -> str | None:
     return "SCN with several scanned areas" if pieces and len(pieces["located_series"]) > 1 else None
 
 
+_heard: ContextVar[list[str] | None] = ContextVar("tifffile's messages while this thread opens a slide", default=None)
+
+
+def _divert(record: logging.LogRecord) -> bool:
+    """Keeps a message of tifffile for the thread that is opening a slide; False when it goes no further."""
+    messages = _heard.get()
+    if messages is None:
+        return True
+    messages.append(record.getMessage())
+    return False
+
+
+# Set once, not around each opening: threads open slides at the same time, and both are the process's own.
+logging.getLogger("tifffile").addFilter(_divert)
+logging.getLogger("tifffile").setLevel(logging.WARNING)  # heard even where the root logger is told to be quieter
+warnings.filterwarnings("ignore", ".*metadata parsing only partially implemented", UserWarning)  # NDPI's suffices here
+
+
 @contextmanager
 def _tifffile_log() -> Generator[list[str]]:
-    """Collects what tifffile would print of a damaged file."""
+    """Collects what tifffile would print of a damaged file, in this thread."""
     messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("tifffile")
-    propagates, level = logger.propagate, logger.level
-    logger.addHandler(handler)
-    logger.propagate = False
-    logger.setLevel(logging.WARNING)  # whoever silenced it for the terminal's sake
+    token = _heard.set(messages)
     try:
         yield messages
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagates
-        logger.setLevel(level)
+        _heard.reset(token)
 
 
 def resolve_mpp(slide: SlideReader, override: float | None, *, assume_power: bool = False) -> tuple[float, MppSource]:

@@ -15,6 +15,10 @@ from cluster.cli.output import Outcome, fail, finish
 from her2cache.errors import Her2CacheError
 
 
+def _drop(record: logging.LogRecord) -> bool:
+    return False
+
+
 def verb(run: Callable[..., Outcome]) -> Callable[..., None]:
     """Turns a function that returns an `Outcome` into the body of a click command.
 
@@ -27,7 +31,7 @@ def verb(run: Callable[..., Outcome]) -> Callable[..., None]:
     @wraps(run)
     def command(*args: Any, as_json: bool, debug: bool, **kwargs: Any) -> None:
         if not debug:  # third-party readers log what our own errors already say
-            logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+            logging.getLogger("tifffile").addFilter(_drop)
         try:
             code = finish(run(*args, **kwargs), as_json=as_json)
         except Her2CacheError as error:

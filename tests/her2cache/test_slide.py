@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagecodecs
@@ -99,6 +101,25 @@ class TestRefused:
         path.write_bytes(content[: int(len(content) * share)])
         _refused(path, "truncated", "copy it again")
         assert caplog.records == []  # tifffile's own complaints would come out on stderr
+
+    def test_truncated_in_many_threads(self, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        content = (data / "slides" / "synthetic_cmu1.ndpi").read_bytes()
+        whole, part = tmp_path / "whole.ndpi", tmp_path / "part.ndpi"
+        whole.write_bytes(content)
+        part.write_bytes(content[: int(len(content) * 0.9)])
+
+        def attempt(path: Path) -> bool:
+            try:
+                with open_slide(path):
+                    return True
+            except SlideOpenError:
+                return False
+
+        with ThreadPoolExecutor(8) as pool:
+            opened = list(pool.map(attempt, [whole, part] * 40))
+        assert opened == [True, False] * 40
+        assert caplog.records == []
+        assert logging.getLogger("tifffile").propagate  # a slide opened elsewhere changes nothing of the process's own
 
     def test_nothing_stays_open(self, tmp_path: Path) -> None:
         path = write_slide(tmp_path / "grey.tiff", np.zeros((100, 100), np.uint8), compression=None)
