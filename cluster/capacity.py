@@ -154,5 +154,5 @@ def _feature_bytes(study: Study) -> int:
     """Of the largest space: every view of all slides."""
     store = FeatureStore.open(study.experiment.data.store)
     slides = [s.slide_id for s in study.splits.slides]
-    sizes = [sum(store.record(slide, space.key).bytes for slide in slides) for space in study.spaces.values()]
+    sizes = [sum(r.bytes for r in store.committed(space.key, slides)) for space in study.spaces.values()]
     return int(max(sizes) * study.fraction)

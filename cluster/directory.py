@@ -146,9 +146,8 @@ def _identity(study: Study) -> dict[str, object]:
 def _features(study: Study) -> str:
     """sha256 of what is stored of every slide in every space: a slide that was embedded anew changes it."""
     store = FeatureStore.open(study.experiment.data.store)
-    digests = [
-        store.record(s.slide_id, space.key).digest for space in study.spaces.values() for s in study.splits.slides
-    ]
+    slides = [s.slide_id for s in study.splits.slides]
+    digests = [r.digest for space in study.spaces.values() for r in store.committed(space.key, slides)]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

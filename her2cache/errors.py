@@ -51,6 +51,10 @@ class StoreError(Her2CacheError):
     """A feature store cannot be read or written."""
 
 
+class StoreUnreachableError(StoreError):
+    """An object store does not answer, or refuses us: nothing is wrong with what is being stored."""
+
+
 class SchemaVersionError(StoreError):
     """A store was written with a schema that this version does not read."""
 

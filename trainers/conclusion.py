@@ -104,7 +104,7 @@ def fit_baselines(study: Study) -> list[Baseline]:
             means = mean_features(study.features(space.key, slides), slides)
             pooled.setdefault(study.embedder_of(name)[0], []).append(means)
     store, first = FeatureStore.open(e.data.store), next(iter(study.spaces.values()))
-    colours = [store.record(s.slide_id, first.key).made.get("colour") for s in slides]
+    colours = [r.made.get("colour") for r in store.committed(first.key, [s.slide_id for s in slides])]
     known = np.array(colours, np.float64) if all(colours) else None  # features made elsewhere come without
     stacked = {embedder: np.stack(seeds) for embedder, seeds in pooled.items()}
     classes = len(e.classification.classes)

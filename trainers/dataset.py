@@ -22,7 +22,7 @@ class BagDataset(Dataset[tuple[Tensor, int]]):
     number of them however many slides there are.
 
     Args:
-        store: path of a feature store.
+        store: path or URI of a feature store.
         space: name or key of a feature space.
         labels: slide_id -> class; which slides take part.
         size: instances a bag.
@@ -53,6 +53,7 @@ class BagDataset(Dataset[tuple[Tensor, int]]):
         self._labels = dict(labels)
         self._length, self._training = bags, training
         self._maps = opened.maps(info, labels)
+        self._maps.stage(None if training else 1)  # forked workers cannot: see `open_bucket`
         counts = {slide: views.n_patches for slide, views in self._maps.items()}
         self._sampler = BagSampler(counts, size, seed=seed, views=info.views, allow_replacement=allow_replacement)
         self._bags = self._draw(0)

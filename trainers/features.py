@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from her2cache.bags import Bags
+from her2cache.store.maps import SlideMaps
 from her2cache.store.reader import FeatureStore
 from trainers.scaling import Scaling
 
@@ -20,7 +21,7 @@ SlideFeatures = Mapping[str, Sequence[NDArray[np.floating]]]
 """slide_id -> its features (patches, dim), a view each, normally float16 memory maps of the store."""
 
 
-def stored_features(uri: str, space_key: str, slides: Iterable[str]) -> SlideFeatures:
+def stored_features(uri: str, space_key: str, slides: Iterable[str]) -> SlideMaps:
     """All stored views of some slides, each mapped when it is asked for; see `FeatureStore.maps`.
 
     Raises:

@@ -54,7 +54,7 @@ class Cost:
 
 def cost_of(store: FeatureStore, space: SpaceInfo, slides: Sequence[str]) -> Cost:
     """What the features of some slides cost, by their commit records."""
-    records = [store.record(slide_id, space) for slide_id in slides]
+    records = store.committed(space, slides)
     seconds = [record.made.get("embed_seconds") for record in records]
     known = [s for s in seconds if s]
     patches = sum(record.n_patches * record.views for record in records)

@@ -180,5 +180,7 @@ def _open(plan: FitPlan, store: str, out: Path, device: str, save_every: float) 
     if all(has_ended(run_id, out) for run_id in plan.run_ids()):
         return _Replayed(plan, out)
     slides = [s.slide_id for s in plan.training + plan.validation]
-    features = prefix(stored_features(store, plan.space_key, slides), plan.fraction, plan.bags.size)
+    stored = stored_features(store, plan.space_key, slides)
+    stored.stage()
+    features = prefix(stored, plan.fraction, plan.bags.size)
     return _Trained(Fit(plan, features, device, out), out, save_every)

@@ -177,6 +177,7 @@ class Study:
     def features(self, space_key: str, slides: Sequence[Assignment]) -> SlideFeatures:
         """Features of some slides, as far as the study uses them."""
         stored = stored_features(self.experiment.data.store, space_key, [s.slide_id for s in slides])
+        stored.stage(views=1)  # those that are tested are the patches themselves
         return prefix(stored, self.fraction, self.experiment.bags.size)
 
 
@@ -208,7 +209,7 @@ def open_study(experiment: Experiment, *, allow_overlap: bool = False) -> Study:
             f"`her2cache embed --store {data.store}`"
         )
     for space in spaces.values():
-        counts = {s.slide_id: store.record(s.slide_id, space.key).n_patches for s in used}
+        counts = {r.slide_id: r.n_patches for r in store.committed(space.key, [s.slide_id for s in used])}
         BagSampler(counts, bags.size, seed=0, allow_replacement=bags.allow_replacement)
     splits, nested = split_cohort(slides, experiment.classification, experiment.splits, {s.slide_id for s in used})
     study = Study(experiment, spaces, seeds, splits, nested, left_out, choices=choices, allow_overlap=allow_overlap)

@@ -52,7 +52,7 @@ def info(uri: str) -> Outcome:
     shown.add_column("weights")
     spaces: list[dict[str, Any]] = []
     for space in opened.spaces():
-        found = [opened.record(slide_id, space) for slide_id in opened.slides(space)]
+        found = opened.committed(space)
         patches = sum(record.n_patches for record in found)
         row: dict[str, Any] = {
             "name": space.name,
@@ -88,7 +88,7 @@ def ls(uri: str, space: str | None) -> Outcome:
     """List the slides of a store: patches, scale and where it came from, when and by what they were made."""
     opened = _open(uri)
     chosen = opened.spaces() if space is None else [opened.find_space(space)]
-    found = [(info, opened.record(slide_id, info)) for info in chosen for slide_id in opened.slides(info)]
+    found = [(info, record) for info in chosen for record in opened.committed(info)]
     columns = ("slide", "embedder", "space", "patches", "left out", "MB", "mpp", "mpp by", "made (UTC)", "her2cache")
     rows = [
         (
@@ -120,7 +120,7 @@ def ls(uri: str, space: str | None) -> Outcome:
 @click.argument("uri", metavar="STORE")
 @verb
 def verify(uri: str) -> Outcome:
-    """Recompute every digest of a store from the bytes on disk."""
+    """Recompute every digest of a store from the bytes that it holds."""
     opened = _open(uri)
     checked = _verify(opened)
     bad = [c for c in checked if c.problem]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from her2cache.errors import ConfigError, Her2CacheError
+from her2cache.errors import ConfigError, Her2CacheError, StoreUnreachableError
 from her2cache.interchange.files import publish
 from her2cache.interchange.layouts import TARGETS
 from her2cache.interchange.patches import SlidePatches, raster_order
@@ -135,6 +135,8 @@ def _export(store: FeatureStore, space: SpaceInfo, options: ExportOptions, slide
             patches = replace(patches, her2_score=options.her2_scores.get(slide_id))
         files = TARGETS[options.tool](options.out, slide_id, patches, space.name)
         written = publish(files, replace=options.replace)
+    except StoreUnreachableError:
+        raise  # concerns every slide
     except Her2CacheError as error:
         return Exported(slide_id, "failed", str(error))
     return Exported(

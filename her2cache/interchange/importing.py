@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from her2cache.cohort import Slide
-from her2cache.errors import ConfigError, Her2CacheError
+from her2cache.errors import ConfigError, Her2CacheError, StoreUnreachableError
 from her2cache.ids import encode_slide_id
 from her2cache.interchange.checking import checked, require_storable, scale_doubts
 from her2cache.interchange.layouts import SOURCES
@@ -144,6 +144,8 @@ class _Job:
             given = replace(self._options.given, slide_mpp=about.mpp)
             patches = checked(SOURCES[self._options.tool].read(path, given), about, path)
             space = self._space_of(patches, path)
+        except StoreUnreachableError:
+            raise
         except (Her2CacheError, OSError) as error:
             return self._failed(path, slide_id, error)
         if self._store is None:
@@ -156,6 +158,8 @@ class _Job:
             shape = _shape(space, slide_id, patches, provenance(patches, about, space.tool, path))
             if not _commit(self._store, shape, patches.features, replace=self._options.replace):
                 return Imported(slide_id, "skipped", "another process imported it meanwhile")
+        except StoreUnreachableError:
+            raise  # concerns every slide
         except (Her2CacheError, OSError) as error:
             return self._failed(path, slide_id, error)
         notes = (*about.notes, *scale_doubts(patches))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from her2cache.embedder import canonical_json
-from her2cache.errors import CorruptFeaturesError, SchemaVersionError, StoreError
+from her2cache.errors import CorruptFeaturesError, SchemaVersionError, StoreError, StoreUnreachableError
 from her2cache.ids import decode_slide_id
-from her2cache.store import chunks
 from her2cache.store.records import Records
 from her2cache.store.schema import (
     COORDS_CHUNK,
@@ -50,12 +49,14 @@ class Checked:
 def verify(
     records: Records, watch: Callable[[int, int], None] = lambda _done, _total: None, *, threads: int | None = None
 ) -> list[Checked]:
-    """Recomputes the digest of every committed slide from the bytes on disk, and the key of every feature space.
+    """Recomputes the digest of every committed slide from the bytes in the store, and the key of every feature space.
+
+    It reads through the store itself, never a copy in the node's cache.
 
     Args:
         records: of the store.
         watch: called with slides checked and slides in all.
-        threads: slides checked at once; hashing lets other threads run. Default: one a core.
+        threads: slides checked at once; hashing lets other threads run. Default: as many as the store is worth.
 
     Returns:
         One a commit record, in the order of their paths, and before them one a feature space that has a problem.
@@ -64,7 +65,7 @@ def verify(
     keys = {Path(path).stem for path in records.list("spaces")} | {path.split("/")[1] for path in paths}
     results = [Checked(key, "", 0, problem) for key in sorted(keys) if (problem := _space_problem(records, key))]
     done = 0
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or records.at_once) as pool:
         for result in pool.map(lambda path: _check(records, path), paths):
             results.append(result)
             done += 1
@@ -85,7 +86,7 @@ def retire(records: Records, space_key: str, slide_id: str) -> None:
         records.delete(path)
 
 
-def collect_garbage(records: Records, *, older_than_s: float, dry_run: bool = False) -> list[tuple[Path, int]]:
+def collect_garbage(records: Records, *, older_than_s: float, dry_run: bool = False) -> list[tuple[Path | str, int]]:
     """Removes what killed writers left: attempts that no commit names, and records never linked to their name.
 
     Args:
@@ -99,31 +100,25 @@ def collect_garbage(records: Records, *, older_than_s: float, dry_run: bool = Fa
     Raises:
         StoreError: a commit record cannot be read, so what it names is not known.
     """
-    found = sorted([*records.root.glob("attempts/*/*/*"), *records.staged()])  # before the commits that may name them
-    named: set[Path] = set()
-    for path in records.list("commits"):
+    found = records.leftovers()  # before the commits that may name them
+    named: set[str] = set()
+    paths = records.list("commits")
+    for path, data in zip(paths, records.get_each(paths), strict=True):
         try:
-            record = CommitRecord.from_json(records.get(path) or b"", path)
+            record = CommitRecord.from_json(data or b"", path)
         except (CorruptFeaturesError, SchemaVersionError) as error:
             raise StoreError(f"nothing was removed, for {error}") from error
-        named.add(records.root / attempt_path(record.slide_id, record.space_key, record.attempt))
-    removed: list[tuple[Path, int]] = []
-    for path in found:
-        if path in named:
+        named.add(attempt_path(record.slide_id, record.space_key, record.attempt))
+    removed: list[tuple[Path | str, int]] = []
+    for left in found:
+        if left.path in named:
             continue
-        size, newest = _weigh(path)
+        size, newest = left.weigh()
         if newest and time.time() - newest >= older_than_s:
-            removed.append((path, size))
+            removed.append((left.name, size))
             if not dry_run:
-                _remove(path)
+                left.remove()
     return removed
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _space_problem(records: Records, key: str) -> str:
@@ -147,7 +142,9 @@ def _check(records: Records, path: str) -> Checked:
     try:
         slide_id = decode_slide_id(stem)
         record = CommitRecord.from_json(records.get(path) or b"", path)
-        problem = "; ".join(_problems(records, path, record)).replace(f"{records.root}/", "")
+        problem = "; ".join(_problems(records, path, record)).replace(f"{records.uri}/", "")
+    except StoreUnreachableError:
+        raise  # says nothing about the slide
     except Exception as error:  # noqa: BLE001 - whatever a damaged record raises is the finding
         return Checked(space_key, stem, 0, f"{path}: {type(error).__name__}: {error}")
     return Checked(space_key, slide_id, record.n_patches, problem)
@@ -158,18 +155,18 @@ def _problems(records: Records, path: str, record: CommitRecord) -> Iterator[str
     if commit_path(record.slide_id, record.space_key) != path:
         yield f"{path} says it is of slide {record.slide_id!r} in space {record.space_key[:12]}"
         return
-    folder = records.root / attempt_path(record.slide_id, record.space_key, record.attempt)
-    if not folder.is_dir():
+    folder = attempt_path(record.slide_id, record.space_key, record.attempt)
+    if not records.has_attempt(folder):
         yield f"{folder} is gone: a commit without data"
         return
-    digest, damaged = _read_through(folder, record)
+    digest, damaged = _read_through(records, folder, record)
     yield from damaged
     if not damaged and digest != record.digest:
         yield f"{folder}: the bytes are not those committed, though their checksums are right"
-    yield from _metadata_problems(folder, record)
+    yield from _metadata_problems(records, folder, record)
 
 
-def _read_through(folder: Path, record: CommitRecord) -> tuple[str, list[str]]:
+def _read_through(records: Records, folder: str, record: CommitRecord) -> tuple[str, list[str]]:
     """Reads every chunk of an attempt.
 
     Returns:
@@ -181,37 +178,26 @@ def _read_through(folder: Path, record: CommitRecord) -> tuple[str, list[str]]:
     views = [(features_chunk(view), record.dim, record.dtype) for view in range(record.views)]
     for chunk, columns, dtype in [(COORDS_CHUNK, 2, "int32"), *views]:
         try:
-            chunks.add_to(digest, folder / chunk, record.n_patches, columns, dtype)
+            records.add_to(digest, f"{folder}/{chunk}", record.n_patches * columns * np.dtype(dtype).itemsize)
         except CorruptFeaturesError as error:
             problems.append(str(error))
     return digest.hexdigest(), problems
 
 
-def _metadata_problems(folder: Path, record: CommitRecord) -> Iterator[str]:
+def _metadata_problems(records: Records, folder: str, record: CommitRecord) -> Iterator[str]:
     """Whether Zarr will read the attempt as it was written. Zarr itself would take milliseconds a slide to say so."""
     for name, written in zarr_documents(
         record.slide_id, record.space_key, record.n_patches, record.views, record.dim, record.dtype
     ).items():
+        data = records.get(f"{folder}/{name}")
+        if data is None:
+            yield f"{folder}/{name}: the Zarr metadata cannot be read (it is gone)"
+            continue
         try:
-            found = parse_json((folder / name).read_bytes(), f"{folder}/{name}")
-        except OSError as error:
-            yield f"{folder}/{name}: the Zarr metadata cannot be read ({error.strerror})"
+            found = parse_json(data, f"{folder}/{name}")
         except CorruptFeaturesError:
             yield f"{folder}/{name}: the Zarr metadata is damaged"
         else:
             for key, value in written.items():
                 if found.get(key) != value:
                     yield f"{folder}/{name}: the Zarr metadata is damaged, {key} is {found.get(key)} instead of {value}"
-
-
-def _weigh(folder: Path) -> tuple[int, float]:
-    """Bytes of a file or under a folder, and when something of it was last written; 0 when it is gone."""
-    size, newest = 0, 0.0
-    for path in (folder, *folder.rglob("*")):
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            continue  # its writer is at work
-        size += found.st_size if path.is_file() else 0
-        newest = max(newest, found.st_mtime)
-    return size, newest

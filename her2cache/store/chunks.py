@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import google_crc32c
 import numpy as np
@@ -29,6 +30,12 @@ class Digest(Protocol):
     """What hashlib makes."""
 
     def update(self, data: memoryview, /) -> object: ...
+
+
+class NoDigest:
+    """For bytes whose digest nobody wants."""
+
+    def update(self, data: memoryview, /) -> None: ...
 
 
 def reserve(path: Path, rows: int, columns: int, dtype: DTypeLike) -> np.memmap[tuple[int, int], np.dtype[np.float16]]:
@@ -98,18 +105,48 @@ def map_chunk(path: Path, rows: int, columns: int, dtype: DTypeLike, *, verify: 
     """
     whole = _map(path, rows * columns * np.dtype(dtype).itemsize)
     if verify:
-        _compare(path, whole, google_crc32c.value(whole[:-CRC_BYTES]))
+        _compare(path, google_crc32c.value(whole[:-CRC_BYTES]), whole[-CRC_BYTES:].tobytes())
     return whole[:-CRC_BYTES].view(dtype).reshape(rows, columns)
 
 
-def add_to(digest: Digest, path: Path, rows: int, columns: int, dtype: DTypeLike) -> None:
-    """Adds the rows of a chunk file to a digest, and compares them with their crc32c on the way.
+def add_to(digest: Digest, path: Path, size: int) -> None:
+    """Adds the rows of a chunk file, `size` bytes, to a digest, and compares them with their crc32c on the way.
 
     Raises:
         CorruptFeaturesError: the file is missing, has another size, or fails its checksum.
     """
-    whole = _map(path, rows * columns * np.dtype(dtype).itemsize)
-    _compare(path, whole, _sum(whole[:-CRC_BYTES], digest))
+    whole = _map(path, size)
+    _compare(path, _sum(whole[:-CRC_BYTES], digest), whole[-CRC_BYTES:].tobytes())
+
+
+def take(name: str, size: int, blocks: Iterable[memoryview], digest: Digest, target: BinaryIO | None = None) -> None:
+    """Takes a chunk file as it comes over a network: summed, compared with its crc32c, written to a file.
+
+    Args:
+        name: of the file, for errors.
+        size: bytes of its rows.
+        blocks: of the file, in order, in pieces of any size.
+        digest: that its rows are added to.
+        target: where the whole file is written; nowhere when None.
+
+    Raises:
+        CorruptFeaturesError: it has another size, or fails its checksum.
+    """
+    crc, found, end = 0, 0, b""
+    for block in blocks:
+        if target is not None:
+            target.write(block)
+        rows = block[: max(0, size - found)]
+        crc = google_crc32c.extend(crc, np.frombuffer(rows, np.uint8))
+        digest.update(rows)
+        end += block[len(rows) :].tobytes()
+        found += len(block)
+        if found > size + CRC_BYTES:
+            break
+    if found != size + CRC_BYTES:
+        more = "at least " if found > size + CRC_BYTES else ""
+        raise CorruptFeaturesError(f"{name} has {more}{found} bytes instead of {size + CRC_BYTES}: {_REMEDY}")
+    _compare(name, crc, end)
 
 
 def _sum(rows: NDArray[np.uint8], digest: Digest) -> int:
@@ -132,9 +169,7 @@ def _map(path: Path, size: int) -> NDArray[np.uint8]:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-            raise CorruptFeaturesError(
-                f"{path} is gone ({error.strerror}) though its slide is committed: {_REMEDY}"
-            ) from error
+            raise gone(path, error.strerror or "") from error
         if error.errno in {errno.EMFILE, errno.ENOMEM}:
             raise StoreError(
                 f"{path} cannot be mapped ({error.strerror}): this process holds too many maps of features; take them"
@@ -143,6 +178,11 @@ def _map(path: Path, size: int) -> NDArray[np.uint8]:
         raise StoreError(f"{path} cannot be read ({error}); check its permissions") from error
 
 
-def _compare(path: Path, whole: NDArray[np.uint8], crc: int) -> None:
-    if crc != int.from_bytes(whole[-CRC_BYTES:].tobytes(), "little"):
+def gone(path: Path | str, why: str) -> CorruptFeaturesError:
+    """The error that a missing chunk file is."""
+    return CorruptFeaturesError(f"{path} is gone ({why}) though its slide is committed: {_REMEDY}")
+
+
+def _compare(path: Path | str, crc: int, end: bytes) -> None:
+    if crc != int.from_bytes(end, "little"):
         raise CorruptFeaturesError(f"{path} does not match its crc32c: {_REMEDY}")

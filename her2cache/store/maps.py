@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2cache.store import chunks
+from her2cache.store.objects import is_remote
 from her2cache.store.schema import CommitRecord, attempt_path, features_chunk
+from her2cache.store.staging import map_staged, stage_ahead
 
 _KERNEL_MAPS = 16_384
 """A quarter of the maps that Linux grants a process (vm.max_map_count, 65,530 by default)."""
@@ -25,12 +27,18 @@ _checked: set[str] = set()
 def open_map(path: str, rows: int, columns: int, dtype: str, *, verify: bool) -> NDArray[np.generic]:
     """Maps a chunk file read-only, (rows, columns); its checksum is compared the first time in a process.
 
+    One of a store in a bucket is staged into the node's cache first, where it is not there yet.
+
     Raises:
         CorruptFeaturesError: the file is not what was committed.
+        StoreUnreachableError: it is in a bucket whose server does not answer.
         StoreError: the process may open no more files, or make no more maps.
     """
     verify = verify and path not in _checked
-    mapped = chunks.map_chunk(Path(path), rows, columns, dtype, verify=verify)
+    if is_remote(path):
+        mapped = map_staged(path, rows, columns, dtype, verify=verify)
+    else:
+        mapped = chunks.map_chunk(Path(path), rows, columns, dtype, verify=verify)
     if verify:
         _checked.add(path)
     return mapped
@@ -51,7 +59,7 @@ class SlideViews(Sequence[NDArray[np.floating[Any]]]):
     """The stored views of a slide; view 0 is the patches themselves. A view is mapped when it is asked for.
 
     Attributes:
-        folder: of the attempt.
+        folder: of the attempt; of a store in a bucket its URI.
         n_patches, dim, dtype: of a view, (n_patches, dim).
         views: how many there are.
         verify: whether checksums are compared.
@@ -87,10 +95,13 @@ class SlideMaps(Mapping[str, SlideViews]):
     `most_kept` says for the whole process, and the others are opened again when they are asked for. An array
     that someone holds stays valid all the same.
 
-    It pickles without features.
+    Those of a store in a bucket are staged into the node's cache when they are asked for, each in a request of its own;
+    `stage` has several requests under way at once.
+
+    It pickles without features, and without credentials.
     """
 
-    def __init__(self, root: Path, records: Sequence[CommitRecord], *, verify: bool) -> None:
+    def __init__(self, root: str, records: Sequence[CommitRecord], *, verify: bool) -> None:
         self._slides = {
             r.slide_id: SlideViews(
                 folder=f"{root}/{attempt_path(r.slide_id, r.space_key, r.attempt)}",
@@ -102,6 +113,27 @@ class SlideMaps(Mapping[str, SlideViews]):
             )
             for r in records
         }
+
+    def stage(self, views: int | None = None) -> None:
+        """Brings the features of all slides to this node, before they are read; nothing happens where they are files.
+
+        Args:
+            views: how many views of each slide, the first of them; all by default. What does not fit into the node's
+                cache is left for when it is asked for.
+
+        Raises:
+            CorruptFeaturesError: an object is not what was committed.
+            StoreUnreachableError: the store does not answer.
+            StoreError: there is no room in the node's cache.
+        """
+        remote = [slide for slide in self._slides.values() if is_remote(slide.folder)]
+        most = max((slide.views for slide in remote), default=0)
+        stage_ahead(
+            (f"{slide.folder}/{features_chunk(view)}", slide.n_patches * slide.dim * np.dtype(slide.dtype).itemsize)
+            for view in range(most if views is None else min(views, most))
+            for slide in remote
+            if view < slide.views
+        )
 
     def __getitem__(self, slide_id: str) -> SlideViews:
         return self._slides[slide_id]

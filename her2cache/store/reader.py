@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from her2cache.embedder import FeatureSpace
 from her2cache.errors import IncompleteSlideError, StoreError
 from her2cache.ids import decode_slide_id
+from her2cache.store.bucket import Bucket
+from her2cache.store.directory import Directory
 from her2cache.store.maps import SlideMaps, open_map
+from her2cache.store.objects import is_remote
 from her2cache.store.records import Records
 from her2cache.store.schema import (
     COORDS_CHUNK,
@@ -80,22 +83,24 @@ class FeatureStore:
     def __init__(self, records: Records, *, verify: Literal["once", "never"]) -> None:
         self.records = records
         self._verify = verify
-        self.uri = str(records.root)
+        self.uri = records.uri
 
     @classmethod
     def open(cls, uri: str | Path, *, verify: Literal["once", "never"] = "once") -> Self:
         """Opens a store.
 
         Args:
-            uri: a directory.
+            uri: a directory, or s3://bucket/prefix.
             verify: "once" compares each chunk file with its checksum the first time a process maps it.
 
         Raises:
             StoreError: there is no store.
             SchemaVersionError: it has another schema.
+            ConfigError: the URI is of no kind that is known, or the environment does not fit it.
+            StoreUnreachableError: its server does not answer, or refuses us.
         """
-        exists = Path(str(uri).removeprefix("file://")).is_dir() or "://" in str(uri)
-        records = Records(uri) if exists else None
+        exists = is_remote(uri) or Path(str(uri).removeprefix("file://")).is_dir()
+        records = open_records(uri) if exists else None
         data = records.get(STORE_RECORD) if records else None
         if records is None or data is None:
             raise StoreError(
@@ -106,8 +111,14 @@ class FeatureStore:
 
     @classmethod
     def create(cls, uri: str | Path, *, verify: Literal["once", "never"] = "once") -> Self:
-        """Opens a store, making it first where there is none."""
-        Records(uri).put_new(STORE_RECORD, (json.dumps(asdict(StoreRecord())) + "\n").encode())
+        """Opens a store, making it first where there is none.
+
+        Raises:
+            StoreError: nothing can be written there, or its server cannot tell two writers apart.
+        """
+        records, data = open_records(uri), (json.dumps(asdict(StoreRecord())) + "\n").encode()
+        records.put_new(STORE_RECORD, data)
+        records.require_exclusive(STORE_RECORD, data)
         return cls.open(uri, verify=verify)
 
     # -- spaces
@@ -142,7 +153,10 @@ class FeatureStore:
 
     def spaces(self) -> list[SpaceInfo]:
         """The feature spaces, by name then key."""
-        found = [self._space(Path(path).stem) for path in self.records.list("spaces")]
+        paths = self.records.list("spaces")
+        found = [
+            self._parsed(Path(path).stem, data) for path, data in zip(paths, self.records.get_each(paths), strict=True)
+        ]
         return sorted(found, key=lambda space: (space.name, space.key))
 
     def find_space(self, name_or_key: str, *, views: int | None = None) -> SpaceInfo:
@@ -178,8 +192,11 @@ class FeatureStore:
         return [s for s in _called(self.spaces(), name_or_key) if views in {None, s.views}]
 
     def _space(self, key: str) -> SpaceInfo:
+        return self._parsed(key, self.records.get(space_path(key)))
+
+    def _parsed(self, key: str, data: bytes | None) -> SpaceInfo:
         path = f"{self.uri}/{space_path(key)}"
-        record = parse_json(self.records.get(space_path(key)) or b"", path)
+        record = parse_json(data or b"", path)
         try:
             document = record["space"]
             return SpaceInfo(
@@ -212,15 +229,43 @@ class FeatureStore:
             IncompleteSlideError: it is not committed.
             CorruptFeaturesError: the record is damaged.
         """
+        (record,) = self.committed(space, [slide_id])
+        return record
+
+    def committed(self, space: Space, slides: Iterable[str] | None = None) -> list[CommitRecord]:
+        """The commit records of many slides: of a store in a bucket, many requests are under way at once.
+
+        Args:
+            space: which.
+            slides: which of its slides; all by default, sorted.
+
+        Raises:
+            IncompleteSlideError: one is not committed.
+            CorruptFeaturesError: a record is damaged.
+        """
+        found = self.committed_each(space, slides).values()
+        for record in found:
+            if isinstance(record, StoreError):
+                raise record
+        return [record for record in found if isinstance(record, CommitRecord)]
+
+    def committed_each(self, space: Space, slides: Iterable[str] | None = None) -> dict[str, CommitRecord | StoreError]:
+        """Like `committed`, with the error of each slide in the place of its record."""
         key = self._key(space)
-        path = commit_path(slide_id, key)
-        data = self.records.get(path)
-        if data is None:
-            raise IncompleteSlideError(
-                f"slide {slide_id!r} has no features in space {key[:12]} of {self.uri}: it was not embedded,"
-                " or failed (see failures/); run `her2cache embed`"
-            )
-        return CommitRecord.from_json(data, f"{self.uri}/{path}")
+        chosen = list(self.slides(key) if slides is None else slides)
+        paths = [commit_path(slide_id, key) for slide_id in chosen]
+        found: dict[str, CommitRecord | StoreError] = {}
+        for slide_id, path, data in zip(chosen, paths, self.records.get_each(paths), strict=True):
+            try:
+                if data is None:
+                    raise IncompleteSlideError(
+                        f"slide {slide_id!r} has no features in space {key[:12]} of {self.uri}: it was not embedded,"
+                        " or failed (see failures/); run `her2cache embed`"
+                    )
+                found[slide_id] = CommitRecord.from_json(data, f"{self.uri}/{path}")
+            except StoreError as error:
+                found[slide_id] = error
+        return found
 
     def features(self, slide_id: str, space: Space, view: int = 0) -> NDArray[np.float16]:
         """Features of a slide, memory-mapped: processes of a machine share one page cache.
@@ -272,9 +317,7 @@ class FeatureStore:
             IncompleteSlideError: a slide is not committed.
             CorruptFeaturesError: a commit record is damaged.
         """
-        key = self._key(space)
-        records = [self.record(slide_id, key) for slide_id in (self.slides(key) if slides is None else slides)]
-        return SlideMaps(self.records.root, records, verify=self._verify == "once")
+        return SlideMaps(self.uri, self.committed(space, slides), verify=self._verify == "once")
 
     def _key(self, space: Space) -> str:
         if isinstance(space, SpaceInfo):
@@ -282,8 +325,8 @@ class FeatureStore:
         return space if _SPACE_KEY.fullmatch(space) else self.find_space(space).key
 
     def _map(self, record: CommitRecord, chunk: str, columns: int, dtype: str) -> NDArray[np.generic]:
-        folder = self.records.root / attempt_path(record.slide_id, record.space_key, record.attempt)
-        return open_map(f"{folder}/{chunk}", record.n_patches, columns, dtype, verify=self._verify == "once")
+        path = f"{self.uri}/{attempt_path(record.slide_id, record.space_key, record.attempt)}/{chunk}"
+        return open_map(path, record.n_patches, columns, dtype, verify=self._verify == "once")
 
     # -- writing
 
@@ -299,10 +342,21 @@ class FeatureStore:
         """The failures of a space, without those of slides that were committed meanwhile."""
         key = self._key(space)
         committed = set(self.slides(key))
-        for path in self.records.list(f"failures/{key}"):
-            data = self.records.get(path)
-            if data is not None and decode_slide_id(Path(path).stem) not in committed:
+        paths = self.records.list(f"failures/{key}")
+        paths = [path for path in paths if decode_slide_id(Path(path).stem) not in committed]
+        for path, data in zip(paths, self.records.get_each(paths), strict=True):
+            if data is not None:
                 yield FailureRecord.from_json(data, f"{self.uri}/{path}")
+
+
+def open_records(uri: str | Path) -> Records:
+    """The records of a store, which need not exist yet: in a directory, or in a bucket.
+
+    Raises:
+        ConfigError: the URI is of no kind that is known, or the environment does not fit it.
+        StoreError: it cannot be a directory.
+    """
+    return Bucket(uri) if is_remote(uri) else Directory(uri)
 
 
 def _space_record(space: FeatureSpace, weights: str | None, card: WeightsCard | None) -> bytes:

@@ -1,146 +1,141 @@
-"""The small JSON records of a store, in a directory: put once, read, list, delete."""
+"""What a store is made of, wherever it lies: small JSON records, and the files of attempts."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from uuid import uuid4
+from typing import Protocol
 
-import obstore
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore
-
-from her2cache.errors import StoreError
-
-_STAGED = "#"
-"""In the name of a record that is being written. No slide id has it, and obstore lists no file `...#<digits>`."""
+from her2cache.store.chunks import Digest
 
 
-class Records:
-    """Records under a root, addressed by paths relative to it.
+class Place(Protocol):
+    """Where one attempt is made: a folder on this machine whose finished files are kept in the store."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are filled."""
+        ...
+
+    @property
+    def above(self) -> Sequence[Path]:
+        """What else must be kept for the files to be found again."""
+        ...
+
+    def begin(self, path: Path) -> None:
+        """Does ahead what it can of keeping a file that will still change a little."""
+        ...
+
+    def keep(self, path: Path) -> None:
+        """Makes a finished file or folder durable in the store.
+
+        Raises:
+            OSError: the disk fails.
+            StoreUnreachableError: the store does not answer.
+        """
+        ...
+
+    def check(self) -> None:
+        """Compares what the store has with what was kept.
+
+        Raises:
+            StoreError: it is not the same.
+        """
+        ...
+
+    def leave(self, *, remove: bool) -> None:
+        """Ends the attempt here; what the store has of it is removed if that is said, as far as that can be done."""
+        ...
+
+
+class Leftover(Protocol):
+    """Files that a writer made and no record need name.
 
     Attributes:
-        root: the directory of the store.
+        path: relative to the store.
+        name: for people.
     """
 
-    def __init__(self, uri: str | Path) -> None:
-        text = str(uri)
-        if "://" in text and not text.startswith("file://"):
-            raise StoreError(f"{text}: this version keeps a store in a directory; give the path of one")
-        self.root = Path(text.removeprefix("file://")).absolute()
-        if self.root.exists() and not self.root.is_dir():
-            raise StoreError(f"{self.root} is a file, a store is a directory; give another path")
-        try:
-            self._store = LocalStore(prefix=self.root, mkdir=True)
-        except (BaseError, OSError) as error:
-            raise StoreError(
-                f"{self.root} cannot be made a store ({_first_line(error)}); check the path and its permissions"
-            ) from error
+    @property
+    def path(self) -> str: ...
+    @property
+    def name(self) -> Path | str: ...
+
+    def weigh(self) -> tuple[int, float]:
+        """Its bytes and when something of it was last written, in seconds since the epoch; 0 when it is gone."""
+        ...
+
+    def remove(self) -> None: ...
+
+
+class Records(Protocol):
+    """The records of a store, addressed by paths relative to it, and the files of its attempts.
+
+    Attributes:
+        uri: where it lies.
+        at_once: how many requests it is worth to have under way.
+    """
+
+    uri: str
+    at_once: int
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Writes a record that must not exist yet.
-
-        It is on disk before it is there: a record is linked to its name only once its bytes are flushed, so not
-        even a power loss leaves half of one. The link is the compare-and-create.
+        """Writes a record that must not exist yet; a compare-and-create.
 
         Returns:
             Whether it was written; False when there was one already, which stays as it is.
         """
-        target = self.root / path
-        try:
-            if target.exists():
-                return False
-            with _staged(target, data) as staged:
-                os.link(staged, target)
-            self._flush(path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise _unwritable(target, error) from error
-        return True
+        ...
 
     def put(self, path: str, data: bytes) -> None:
         """Writes a record, over the one that may be there."""
-        target = self.root / path
-        try:
-            with _staged(target, data) as staged:
-                staged.replace(target)
-            self._flush(path)
-        except OSError as error:
-            raise _unwritable(target, error) from error
+        ...
 
     def get(self, path: str) -> bytes | None:
         """A record's bytes, or None when there is none."""
-        try:
-            return (self.root / path).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(f"{self.root / path} cannot be read ({error}); check its permissions") from error
+        ...
+
+    def get_each(self, paths: Sequence[str]) -> Sequence[bytes | None]:
+        """The bytes of many records, in their order."""
+        ...
 
     def list(self, prefix: str) -> list[str]:
         """Paths of the records under a prefix, sorted."""
-        return sorted(entry["path"] for batch in obstore.list(self._store, prefix) for entry in batch)
+        ...
 
     def delete(self, path: str) -> None:
         """Removes a record; nothing happens when there is none."""
-        (self.root / path).unlink(missing_ok=True)
+        ...
 
-    def staged(self) -> Iterator[Path]:
-        """Records that are being written, or that a killed process was writing."""
-        for pattern in ("*", "*/*", "*/*/*"):
-            yield from self.root.glob(f"{pattern}{_STAGED}*")
+    def require_exclusive(self, path: str, data: bytes) -> None:
+        """Tries whether two writers of one record are told apart. A record with these bytes is there.
 
-    def _flush(self, path: str) -> None:
-        """Flushes a record's name to disk; one that cannot be is taken back: its writer will take it for unwritten."""
-        try:
-            sync_up_to((self.root / path).parent, self.root)
-        except OSError:
-            self.delete(path)
-            raise
+        Raises:
+            StoreError: they are not, so commits would be lost.
+        """
+        ...
 
+    def place(self, path: str) -> Place:
+        """Where a new attempt is made."""
+        ...
 
-@contextmanager
-def _staged(target: Path, data: bytes) -> Generator[Path]:
-    """A file of its own beside a record, with the record's bytes flushed to disk; gone at the end."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f"{target.name}{_STAGED}{uuid4().int}")
-    try:
-        with staged.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield staged
-    finally:
-        staged.unlink(missing_ok=True)
+    def has_attempt(self, path: str) -> bool:
+        """Whether there is anything of an attempt."""
+        ...
 
+    def add_to(self, digest: Digest, path: str, size: int) -> None:
+        """Adds the rows of a chunk file to a digest, as the store itself has them, and compares their crc32c.
 
-def _unwritable(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"{path} cannot be written ({error}): the disk is full, not writable, or knows no hard links;"
-        " free some space or check its permissions, and run the same command again"
-    )
+        Args:
+            digest: of hashlib.
+            path: of the file.
+            size: bytes of its rows.
 
+        Raises:
+            CorruptFeaturesError: the file is missing, has another size, or fails its checksum.
+        """
+        ...
 
-def _first_line(error: Exception) -> str:
-    """obstore's messages go on with a dump of their source."""
-    return str(error).partition("\n")[0]
-
-
-def sync(path: Path) -> None:
-    """Flushes a file or a directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_up_to(path: Path, root: Path) -> None:
-    """Flushes a file or a directory, and those above it up to `root`, to disk."""
-    sync(path)
-    while path != root:
-        path = path.parent
-        sync(path)
+    def leftovers(self) -> Sequence[Leftover]:
+        """Every attempt, and every record that is being written, in the order of their paths."""
+        ...

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from her2cache.errors import IncompleteSlideError, StoreError
+from her2cache.errors import IncompleteSlideError, StoreError, StoreUnreachableError
 from her2cache.store import chunks
-from her2cache.store.records import Records, sync
+from her2cache.store.records import Records
 from her2cache.store.schema import (
     COORDS_CHUNK,
     CommitRecord,
@@ -30,8 +30,8 @@ from her2cache.store.schema import (
 )
 from her2cache.units import Coords
 
-_FLUSHES = 4
-"""Files flushed to disk at once: a file system commits them together."""
+_KEPT_AT_ONCE = 4
+"""Files flushed to disk, or sent away, at once: a file system commits them together."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,15 @@ class SlideWriter:
         self._records = records
         self._shape = shape
         self.attempt = uuid4().hex
-        self._folder = records.root / attempt_path(shape.slide_id, shape.space_key, self.attempt)
+        self._place = records.place(attempt_path(shape.slide_id, shape.space_key, self.attempt))
+        self._folder = self._place.folder
         n_planned = len(shape.coords)
         self._order = row_order(shape.slide_id, shape.coords)  # (n_planned,)
         self._rank = np.empty_like(self._order)
         self._rank[self._order] = np.arange(n_planned)
         self._written = np.zeros(n_planned, np.bool_)  # by store row
         self._failed = np.zeros(n_planned, np.bool_)
-        self._committed = False
+        self._committed = self._doubtful = False
         self._views = []
         try:
             self._views = [
@@ -130,16 +131,31 @@ class SlideWriter:
                 f"{self._folder} cannot be finished ({error}): the disk is full or failing; free some space and run"
                 " the same command again"
             ) from error
-        if not self._records.put_new(commit_path(shape.slide_id, shape.space_key), record.to_json()):
+        path = commit_path(shape.slide_id, shape.space_key)
+        if not self._put(path, record.to_json()):
             self.discard()
             return "lost"
         self._committed = True
-        self._records.delete(failure_path(shape.slide_id, shape.space_key))
+        self._place.leave(remove=False)
+        with suppress(StoreUnreachableError):  # a failure before the commit does not count, there or not
+            self._records.delete(failure_path(shape.slide_id, shape.space_key))
         return "committed"
 
+    def _put(self, path: str, data: bytes) -> bool:
+        """Puts the commit record. A request that ended in an error may have been done all the same: it is looked up."""
+        try:
+            return self._records.put_new(path, data)
+        except StoreUnreachableError:
+            self._doubtful = True
+            found = self._records.get(path)
+            if found is None:  # and if it still comes, its attempt is there
+                raise
+            self._doubtful = False
+            return found == data
+
     def _finish(self, made: dict[str, Any]) -> CommitRecord:
-        """Turns the attempt into what its record says: failed rows cut out, summed from the files, flushed to disk."""
-        shape, keep = self._shape, ~self._failed
+        """Turns the attempt into what its record says: failed rows cut out, summed from the files, kept for good."""
+        shape, keep, place = self._shape, ~self._failed, self._place
         coords = shape.coords[self._order][keep]  # (n_patches, 2)
         n_patches = len(coords)
         if not keep.all():
@@ -150,19 +166,19 @@ class SlideWriter:
         self._write_coords(coords, digest)
         files = [self._folder / features_chunk(view) for view in range(shape.views)]
         size = n_patches * shape.dim * np.dtype(shape.dtype).itemsize
-        with ThreadPoolExecutor(1) as summing, ThreadPoolExecutor(_FLUSHES) as flushing:
+        with ThreadPoolExecutor(1) as summing, ThreadPoolExecutor(_KEPT_AT_ONCE) as keeping:
             # the disk is slow, and so is sha256: neither waits for the other, nor for the metadata
             sealed = [summing.submit(chunks.seal, file, size, digest) for file in files]
-            flushed = [flushing.submit(sync, file) for file in files]
+            kept = [keeping.submit(place.begin, file) for file in files]
             _describe(self._folder, shape, coords)
             others = {self._folder, *self._folder.rglob("*")} - {*files}
-            above = [self._folder.parents[k] for k in range(4)]  # up to the root of the store
-            flushed += [flushing.submit(sync, path) for path in (*others, *above)]
+            kept += [keeping.submit(place.keep, path) for path in (*others, *place.above)]
             for file, done in zip(files, sealed, strict=True):
                 done.result()
-                flushed.append(flushing.submit(sync, file))  # what its checksum changed
-            for flush in flushed:
-                flush.result()
+                kept.append(keeping.submit(place.keep, file))  # and what its checksum changed
+            for one in kept:
+                one.result()
+        place.check()
         return CommitRecord(
             space_key=shape.space_key,
             slide_id=shape.slide_id,
@@ -184,13 +200,10 @@ class SlideWriter:
         chunks.seal(path, coords.nbytes, digest)
 
     def discard(self) -> None:
-        """Removes the attempt, unless it is committed.
-
-        Emptied folders above it stay: another writer may be about to make its attempt in them.
-        """
+        """Removes the attempt, unless it is committed, or may be: that is for garbage collection to find out."""
         self._views = []
         if not self._committed:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._place.leave(remove=not self._doubtful)
 
 
 def _describe(folder: Path, shape: SlideShape, coords: Coords) -> None:

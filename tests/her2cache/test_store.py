@@ -14,6 +14,7 @@ import zarr
 
 from her2cache.errors import (
     CohortError,
+    ConfigError,
     IncompleteSlideError,
     SchemaVersionError,
     StoreError,
@@ -275,8 +276,8 @@ class TestStore:
         assert [p.name for p in tmp_path.iterdir()] == ["file"]  # looking made nothing
         with pytest.raises(StoreError, match="is a file"):
             FeatureStore.create(tmp_path / "file")
-        with pytest.raises(StoreError, match="directory"):
-            FeatureStore.create("s3://bucket/prefix")
+        with pytest.raises(ConfigError, match="ftp:// is no kind of store"):
+            FeatureStore.create("ftp://bucket/prefix")
         with pytest.raises(StoreError, match="cannot be made"):
             FeatureStore.create(tmp_path / "file" / "below")
 
