@@ -13,6 +13,7 @@ from cluster.scoring import SweepModels
 from her2cache.cohort import Slide
 from her2cache.errors import Her2CacheError, MissingMppError
 from her2cache.ids import encode_slide_id
+from her2cache.remote import SlidePath
 from her2cache.slide import open_slide, resolve_mpp
 from trainers.contact import extremes, read_patches, write_contact_sheet
 from trainers.geojson import write_geojson
@@ -70,7 +71,7 @@ class DrawnSlide:
 
     score: SlideScore
     bags: int
-    ihc: Path | None
+    ihc: SlidePath | None
     truth_auc: float | None
     written: Mapping[str, Path]
     notes: tuple[str, ...]
@@ -172,7 +173,7 @@ def _look(options: MapOptions, values: Values, task: Task) -> Look:
 
 def _ihc_section(
     slide: Slide, models: SweepModels, options: MapOptions
-) -> tuple[Path | None, Section | None, tuple[str, ...]]:
+) -> tuple[SlidePath | None, Section | None, tuple[str, ...]]:
     """The IHC section, or why it cannot be shown: one that was not asked for does not stop the map."""
     if options.ihc is not None:
         return options.ihc.path, _section(options.ihc), ()

@@ -12,6 +12,7 @@ from her2cache.cohort import Slide
 from her2cache.embedder import Recipe
 from her2cache.errors import EmbedderError, WeightsMismatchError
 from her2cache.ingest import ReadOptions
+from her2cache.remote import slide_path
 from her2cache.store.reader import FeatureStore, SpaceInfo
 from her2cache.store.schema import CommitRecord
 from her2cache.tiling import PatchSpec
@@ -76,7 +77,7 @@ def slide_of(record: CommitRecord) -> Slide:
     return Slide(
         slide_id=record.slide_id,
         case_id=record.slide_id,
-        path=Path(made["path"]),
+        path=slide_path(made["path"]),
         stain="HE",
         mpp=made["mpp"] if made.get("mpp_source") == "cohort" else None,
         regions=Path(regions["path"]) if regions else None,

@@ -21,6 +21,7 @@ from cluster.scoring import SweepModels, open_models
 from her2cache.cohort import Slide
 from her2cache.errors import Her2CacheError, SweepError
 from her2cache.ids import encode_slide_id
+from her2cache.remote import RemotePath, SlidePath
 from trainers.bag_counts import auc_by_bags, draw_pool
 from trainers.files import whole
 from trainers.results import Row, read_results, read_table, selected_runs, write_csv
@@ -91,11 +92,10 @@ def score_and_draw_test_set(sweep: Path, *, bags: int = 1000, watch: Watch | Non
     drawn_by = open_models(sweep, best_fold=True)
     slides = drawn_by.test_slides(sweep)
     counter = _Counter(len(slides) * (len(embedders) + 1), watch or (lambda done, total: None))
-    record = _Record.read(sweep / _RECORD)
-    report = ScoringReport()
-    _score(sweep, embedders, slides, bags, record, report, counter)
-    _draw(sweep, drawn_by, slides, bags, record, report, counter)
-    return report
+    work = _Work(sweep, slides, bags, _Record.read(sweep / _RECORD), ScoringReport(), counter)
+    _score(work, embedders)
+    _draw(work, drawn_by)
+    return work.report
 
 
 def labels_tested(sweep: Path) -> dict[str, int]:
@@ -140,46 +140,50 @@ class _Record:
             partial.write_text(text + "\n", encoding="utf-8")
 
 
-def _score(
-    sweep: Path,
-    embedders: Sequence[str],
-    slides: Sequence[Slide],
-    bags: int,
-    record: _Record,
-    report: ScoringReport,
-    counter: _Counter,
-) -> None:
+@dataclass(frozen=True)
+class _Work:
+    """A sweep's test set, how many bags a slide of it takes, and what becomes of it."""
+
+    sweep: Path
+    slides: Sequence[Slide]
+    bags: int
+    record: _Record
+    report: ScoringReport
+    counter: _Counter
+
+
+def _score(work: _Work, embedders: Sequence[str]) -> None:
     """Writes the tables of scores, unless they are current."""
     opened: dict[str, SweepModels] = {}
     sources: list[Any] = []
     for embedder in embedders:
         try:
-            opened[embedder] = open_models(sweep, embedder=embedder)
-            sources.append(_made_of(sweep, opened[embedder], slides, bags))
+            opened[embedder] = open_models(work.sweep, embedder=embedder)
+            sources.append(_made_of(work.sweep, opened[embedder], work.slides, work.bags))
         except Her2CacheError as error:
-            report.slides.append(SlideState(embedder, "failed", f"not scored: {error}"))
-    report.written |= {name: sweep / name for name in _TABLES}
+            work.report.slides.append(SlideState(embedder, "failed", f"not scored: {error}"))
+    work.report.written |= {name: work.sweep / name for name in _TABLES}
     made_of = _digest(sources)
-    if record.tables == made_of and all((sweep / name).is_file() for name in _TABLES):
-        counter.add(len(slides) * len(embedders))
+    if work.record.tables == made_of and all((work.sweep / name).is_file() for name in _TABLES):
+        work.counter.add(len(work.slides) * len(embedders))
         return
-    labels = labels_tested(sweep)
+    labels = labels_tested(work.sweep)
     rows: dict[str, list[Row]] = {name: [] for name in _TABLES}
     complete = True
     for embedder, models in opened.items():
         scores: dict[str, SlideScore] = {}
         pools: list[Any] = []
-        for k, slide in enumerate(slides):
+        for k, slide in enumerate(work.slides):
             try:
                 by_model = models.patch_scores(slide)
                 n_patches = len(by_model[0].attention_logit)
-                scores[slide.slide_id] = score_slide(by_model, n_patches, bags=bags, size=models.bag_size)
+                scores[slide.slide_id] = score_slide(by_model, n_patches, bags=work.bags, size=models.bag_size)
                 pools.append(draw_pool(by_model, models.bag_size, seed=k + 1))
             except Her2CacheError as error:
                 complete = False
-                report.slides.append(SlideState(slide.slide_id, "failed", f"not scored by {embedder}: {error}"))
-            counter.add()
-        scored = [slide for slide in slides if slide.slide_id in scores]
+                work.report.slides.append(SlideState(slide.slide_id, "failed", f"not scored by {embedder}: {error}"))
+            work.counter.add()
+        scored = [slide for slide in work.slides if slide.slide_id in scores]
         own = {"embedder": embedder}
         task = models.task
         rows["scores.csv"] += [own | slide_row(slide, scores[slide.slide_id], task, TEST) for slide in scored]
@@ -187,59 +191,51 @@ def _score(
             of_case = [slide for slide in scored if slide.case_id == case_id]
             combined = combine_slides([scores[slide.slide_id] for slide in of_case])
             rows["case_scores.csv"].append(own | case_row(case_id, of_case[0].her2_score, combined, task))
-        if len(scored) == len(slides):  # with other cases than the other embedders it could not be compared
-            found = auc_by_bags(pools, [s.case_id for s in slides], [labels[s.slide_id] for s in slides])
+        if len(scored) == len(work.slides):  # with other cases than the other embedders it could not be compared
+            found = auc_by_bags(pools, [s.case_id for s in work.slides], [labels[s.slide_id] for s in work.slides])
             rows["auc_by_bags.csv"] += [bag_count_row(embedder, each) for each in found]
     for name, table in rows.items():
-        with whole(sweep / name) as partial:
+        with whole(work.sweep / name) as partial:
             write_csv(partial, table)
-    record.tables = made_of if complete else ""
-    record.write()
+    work.record.tables = made_of if complete else ""
+    work.record.write()
 
 
-def _draw(
-    sweep: Path,
-    models: SweepModels,
-    slides: Sequence[Slide],
-    bags: int,
-    record: _Record,
-    report: ScoringReport,
-    counter: _Counter,
-) -> None:
+def _draw(work: _Work, models: SweepModels) -> None:
     """Draws the heatmaps that are not current, and writes their index."""
-    folder = sweep / _FOLDER
+    folder = work.sweep / _FOLDER
     folder.mkdir(exist_ok=True)
-    cohort, source = models.cohort(), _made_of(sweep, models, slides, bags)
-    for slide in slides:
+    cohort, source = models.cohort(), _made_of(work.sweep, models, work.slides, work.bags)
+    for slide in work.slides:
         picture, patches = (folder / f"{encode_slide_id(slide.slide_id)}{end}" for end in (".png", ".top.png"))
         sister, truth = sister_of(slide, cohort), truth_of(slide, Path(models.experiment.data.cohort))
         made_of = _digest(source["models"], source["slides"][slide.slide_id], source["drawing"])
         beside = _digest(*(_file(path) for path in (sister and sister.path, truth) if path))
-        drawn = record.heatmaps.get(slide.slide_id, {})
+        drawn = work.record.heatmaps.get(slide.slide_id, {})
         same = drawn.get("made_of") == made_of and picture.is_file() and patches.is_file()
         if same and drawn.get("beside") == beside:
-            report.slides.append(SlideState(slide.slide_id, "skipped", "its heatmap is current"))
+            work.report.slides.append(SlideState(slide.slide_id, "skipped", "its heatmap is current"))
         elif not slide.path.is_file():  # what lay beside it is likely not here either, which changes no heatmap
             if not same:
-                record.heatmaps.pop(slide.slide_id, None)
+                work.record.heatmaps.pop(slide.slide_id, None)
             what = "its heatmap stays as it is" if same else "no heatmap"
             reason = f"{what}: {slide.path} is not on this machine; run `her2cache report` where the slides are"
-            report.slides.append(SlideState(slide.slide_id, "skipped", reason))
+            work.report.slides.append(SlideState(slide.slide_id, "skipped", reason))
         else:
             try:
-                row = _draw_one(models, slide, picture, MapOptions(bags=bags, patches=patches), report)
-                record.heatmaps[slide.slide_id] = {"made_of": made_of, "beside": beside, "row": row}
-                report.slides.append(SlideState(slide.slide_id, "done"))
+                row = _draw_one(models, slide, picture, MapOptions(bags=work.bags, patches=patches), work.report)
+                work.record.heatmaps[slide.slide_id] = {"made_of": made_of, "beside": beside, "row": row}
+                work.report.slides.append(SlideState(slide.slide_id, "done"))
             except Her2CacheError as error:
-                record.heatmaps.pop(slide.slide_id, None)
-                report.slides.append(SlideState(slide.slide_id, "failed", f"no heatmap: {error}"))
-            record.write()
-        counter.add()
-    rows = [record.heatmaps[s.slide_id]["row"] for s in slides if s.slide_id in record.heatmaps]
-    report.truth_aucs |= {row["slide_id"]: row["truth_auc"] for row in rows if row["truth_auc"] is not None}
+                work.record.heatmaps.pop(slide.slide_id, None)
+                work.report.slides.append(SlideState(slide.slide_id, "failed", f"no heatmap: {error}"))
+            work.record.write()
+        work.counter.add()
+    rows = [work.record.heatmaps[s.slide_id]["row"] for s in work.slides if s.slide_id in work.record.heatmaps]
+    work.report.truth_aucs |= {row["slide_id"]: row["truth_auc"] for row in rows if row["truth_auc"] is not None}
     with whole(folder / "index.csv") as partial:
         write_csv(partial, rows)
-    report.written["heatmaps"] = folder
+    work.report.written["heatmaps"] = folder
 
 
 def _draw_one(models: SweepModels, slide: Slide, out: Path, options: MapOptions, report: ScoringReport) -> Row:
@@ -286,8 +282,11 @@ def _file_digest(path: Path) -> str:
         ) from error
 
 
-def _file(path: Path) -> tuple[str, int, str]:
+def _file(path: SlidePath) -> tuple[str, int, str]:
     """What a file is known by. Not its time: a copy may have another, and is no other file."""
+    if isinstance(path, RemotePath):
+        state = path.state()
+        return path.name, state.bytes if state else 0, state.version if state else ""
     size = path.stat().st_size
     return path.name, size, hashlib.sha256(path.read_bytes()).hexdigest() if size <= _SMALL_BYTES else ""
 

@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from her2cache.cells import LIMITS, parse_cell
-from her2cache.errors import CohortError
+from her2cache.errors import CohortError, SlideOpenError
 from her2cache.ids import encode_slide_id
+from her2cache.remote import RemotePath, SlidePath, slide_path
 from her2cache.table import Fault, Table, read_table
 
 COLUMNS = ("slide_id", "case_id", "path", "stain", "her2_score", "split", "mpp")
@@ -56,7 +57,7 @@ class Slide:
     Attributes:
         slide_id: unique in the cohort.
         case_id: the patient or block; the unit of every split.
-        path: the slide file, absolute.
+        path: the slide file, absolute, or its place in object storage.
         stain: "HE" or "IHC".
         her2_score: 0 to 3 for 0, 1+, 2+, 3+; None when unknown.
         split: "train", "test" or None.
@@ -68,7 +69,7 @@ class Slide:
 
     slide_id: str
     case_id: str
-    path: Path
+    path: SlidePath
     stain: str
     her2_score: int | None = None
     split: str | None = None
@@ -172,7 +173,9 @@ def _record(slide: Slide, folder: Path) -> dict[str, Any]:
     return asdict(slide) | dict.fromkeys(LIMITS) | dict(slide.thresholds) | paths | {"ish": ish}
 
 
-def _portable(path: Path, folder: Path) -> str:
+def _portable(path: SlidePath, folder: Path) -> str:
+    if isinstance(path, RemotePath):
+        return str(path)
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
@@ -229,11 +232,14 @@ def _examine(table: Table, folder: Path, *, check_files: bool = False) -> tuple[
                 values[column] = parse_cell(column, cells[position])
             except CohortError as error:
                 faults.append(Fault(number, column, str(error)))
-        for column in ("path", "regions"):
+        for column, place in (("path", slide_path), ("regions", _below)):
             if values.get(column) is not None:
-                values[column] = (folder / values[column]).absolute()
-                if check_files and (message := _file_fault(values[column])):
-                    faults.append(Fault(number, column, message))
+                try:
+                    values[column] = place(values[column], folder)
+                    if check_files and (message := _file_fault(values[column])):
+                        faults.append(Fault(number, column, message))
+                except CohortError as error:
+                    faults.append(Fault(number, column, str(error)))
         rows.append(_Row(number, values))
     faults += [*_repeated_ids(rows), *_repeated_files(rows)]
     for column in ("her2_score", "ish", "split"):
@@ -265,7 +271,13 @@ def _columns(table: Table) -> tuple[dict[str, int], list[Fault]]:
     return positions, faults
 
 
-def _file_fault(path: Path) -> str | None:
+def _below(text: str, folder: Path) -> Path:
+    return (folder / text).absolute()
+
+
+def _file_fault(path: SlidePath) -> str | None:
+    if isinstance(path, RemotePath):
+        return _object_fault(path)
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -275,6 +287,16 @@ def _file_fault(path: Path) -> str | None:
     if stat.S_ISDIR(status.st_mode):
         return f"{path} is a folder: name the slide file in it"
     return None if status.st_size else f"{path} is an empty file: copy the slide again"
+
+
+def _object_fault(path: RemotePath) -> str | None:
+    try:
+        state = path.state()
+    except SlideOpenError as error:
+        return str(error)
+    if state is None:
+        return f"{path} does not exist: correct the path, or look into the bucket"
+    return None if state.bytes else f"{path} is an empty object: copy the slide again"
 
 
 def _repeated_ids(rows: list[_Row]) -> Iterator[Fault]:
@@ -297,10 +319,14 @@ def _repeated_files(rows: list[_Row]) -> Iterator[Fault]:
     for row in rows:
         if "path" not in row.values:
             continue
-        other = first.setdefault(os.path.realpath(row.values["path"]), row)
+        other = first.setdefault(_real(row.values["path"]), row)
         if other is not row and other.values.get("slide_id") != row.values.get("slide_id"):
             message = f"{row.values['path']} is also the slide of row {other.number}: remove one of the rows"
             yield Fault(row.number, "path", message)
+
+
+def _real(path: SlidePath) -> str:
+    return str(path) if isinstance(path, RemotePath) else os.path.realpath(path)
 
 
 def _contradictions(rows: list[_Row], column: str) -> Iterator[Fault]:

@@ -85,6 +85,7 @@ def scan_folder(folder: Path, template: str = ANY_NAME, *, stain: str = "HE") ->
     suffix = PurePosixPath(template).suffix.lower()
     suffixes = (suffix,) if suffix in SLIDE_SUFFIXES else SLIDE_SUFFIXES
     pattern = _compile(template.removesuffix(PurePosixPath(template).suffix) if suffix in suffixes else template)
+    other = f"is no {suffix} file" if len(suffixes) == 1 else "is no slide by its suffix"
     found = list[Found]()
     findings = list[Finding]()
     series: dict[tuple[PurePosixPath, bytes | None], PurePosixPath] = {}
@@ -98,8 +99,8 @@ def scan_folder(folder: Path, template: str = ANY_NAME, *, stain: str = "HE") ->
         elif match:
             found.append((name, {"stain": stain} | match.groupdict()))
         else:
-            reason = f"does not fit {template}" if name.suffix.lower() in suffixes else "is no slide by its suffix"
-            findings.append(Finding(str(name), reason))
+            fits = name.suffix.lower() in suffixes
+            findings.append(Finding(str(name), f"does not fit {template}" if fits else other))
     return assemble(folder, found, findings, f"the template {template}")
 
 

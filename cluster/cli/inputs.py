@@ -8,31 +8,40 @@ from pathlib import Path
 from her2cache.cohort import Slide, read_cohort
 from her2cache.errors import ConfigError
 from her2cache.ids import encode_slide_id
+from her2cache.remote import RemotePath, SlidePath, slide_path
 
 TABLES = {".csv", ".parquet", ".pq"}
 
 
-def slides_of(inputs: Sequence[Path], stain: str) -> list[Slide]:
+def slides_of(inputs: Sequence[str | Path], stain: str) -> list[Slide]:
     """Slides of one cohort table, or slide files named one by one.
 
     Args:
-        inputs: one table, or slide files; a file's slide_id and case_id are its name without suffix.
+        inputs: one table, or slide files, which may lie in object storage (`s3://bucket/key`); a file's slide_id and
+            case_id are its name without suffix.
         stain: "HE" or "IHC"; only a table's slides of that stain are taken.
 
     Raises:
         ConfigError: tables and slides are mixed, two files have one name, or no slide is left.
         CohortError: the table has faults, or a file's name cannot be a slide_id.
     """
-    if len(inputs) == 1 and inputs[0].suffix.lower() in TABLES:
-        slides = list(read_cohort(inputs[0]).with_stain(stain).slides)
+    named = [slide_path(text) for text in inputs]
+    table = named[0]
+    if len(named) == 1 and table.suffix.lower() in TABLES:
+        if isinstance(table, RemotePath):
+            raise ConfigError(
+                f"{table}: a cohort table is read from a disk; copy it here, where its column `path` may name slides in"
+                " object storage"
+            )
+        slides = list(read_cohort(table).with_stain(stain).slides)
         if not slides:
-            raise ConfigError(f"{inputs[0]} has no slide of stain {stain}; choose the other with --stain HE|IHC")
+            raise ConfigError(f"{table} has no slide of stain {stain}; choose the other with --stain HE|IHC")
         return slides
-    tables = [str(path) for path in inputs if path.suffix.lower() in TABLES]
+    tables = [str(path) for path in named if path.suffix.lower() in TABLES]
     if tables:
         raise ConfigError(f"{tables[0]} is a cohort table; give one table, or slide files, not both")
-    by_id: dict[str, Path] = {}
-    for path in inputs:
+    by_id: dict[str, SlidePath] = {}
+    for path in named:
         encode_slide_id(path.stem)
         other = by_id.setdefault(path.stem, path)
         if other != path:

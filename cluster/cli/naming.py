@@ -11,6 +11,7 @@ from cluster.embed_more import slide_of
 from cluster.scoring import SweepModels
 from her2cache.cohort import Slide
 from her2cache.errors import ConfigError
+from her2cache.remote import slide_path
 
 
 def slides_named(targets: Sequence[str], models: SweepModels) -> list[Slide]:
@@ -21,17 +22,17 @@ def slides_named(targets: Sequence[str], models: SweepModels) -> list[Slide]:
     """
     stain = models.experiment.data.stain
     if Path(targets[0]).suffix.lower() in TABLES:
-        return slides_of([Path(target) for target in targets], stain)
+        return slides_of(targets, stain)
     space_key = models.space_keys[0]
     known = [slide for slide in models.cohort() if slide.stain == stain]
     by_id, by_path = {s.slide_id: s for s in known}, {s.path.resolve(): s for s in known}
     found: dict[str, Slide] = {}
     for target in targets:
-        path = Path(target).absolute()
+        path = slide_path(target).absolute()
         if target in by_id:
             slide = by_id[target]
         elif path.exists():
-            (named,) = slides_of([path], stain)
+            (named,) = slides_of([target], stain)
             slide = by_path.get(path.resolve(), named)
         elif models.store.has(target, space_key):
             slide = replace(slide_of(models.store.record(target, space_key)), stain=stain)
@@ -54,5 +55,5 @@ def ihc_named(target: str, models: SweepModels) -> Slide:
     by_id = {slide.slide_id: slide for slide in models.cohort()}
     if target in by_id:
         return by_id[target]
-    path = Path(target).absolute()
+    path = slide_path(target).absolute()
     return next((s for s in by_id.values() if s.path == path), Slide(path.stem, path.stem, path, "IHC"))

@@ -13,11 +13,11 @@ from cluster.cli.verb import verb
 
 
 @click.command()
-@click.argument("inputs", metavar="COHORT|SLIDE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("inputs", metavar="COHORT|SLIDE...", nargs=-1, required=True)
 @click.option("--out", default="tissue.png", show_default=True, type=click.Path(path_type=Path), help="PNG to write.")
 @reading_options
 @verb
-def tissue(inputs: tuple[Path, ...], out: Path, **reading: Any) -> Outcome:
+def tissue(inputs: tuple[str, ...], out: Path, **reading: Any) -> Outcome:
     """Draw what `embed` would take for tissue, and the grid of its patches, a thumbnail a slide."""
     from rich.progress import track
 

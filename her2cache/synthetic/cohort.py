@@ -166,7 +166,7 @@ def _write_case(job: _CaseJob) -> None:
         return Section(case, stain).render(anatomy)
 
     for row, stain in zip(_rows(job), _STAINS, strict=True):
-        write_regions(row.path, (job.width_px, job.width_px), partial(render, stain), job.mpp)
+        write_regions(_slide_file(job, stain), (job.width_px, job.width_px), partial(render, stain), job.mpp)
         if stain == "HE":
             _write_truth(job.out / "truth" / f"{row.slide_id}.npz", truth)
 
@@ -188,14 +188,22 @@ def _patch_side(mpp: float) -> int:
     return round(TRUTH_PATCH_PX * TRUTH_MPP / mpp)
 
 
+def _case_id(job: _CaseJob) -> str:
+    return f"case-{job.number:03d}"
+
+
+def _slide_file(job: _CaseJob, stain: Stain) -> Path:
+    return job.out / "slides" / f"{_case_id(job)}-{stain}.tif"
+
+
 def _rows(job: _CaseJob) -> list[Slide]:
     """The two rows of a case in the cohort table."""
-    case_id = f"case-{job.number:03d}"
+    case_id = _case_id(job)
     return [
         Slide(
             slide_id=f"{case_id}-{stain}",
             case_id=case_id,
-            path=job.out / "slides" / f"{case_id}-{stain}.tif",
+            path=_slide_file(job, stain),
             stain=stain,
             her2_score=draw_case(job.seed, job.number).score,
             split=None,

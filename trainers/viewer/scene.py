@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from her2cache.remote import SlidePath
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Picture:
         mpp: scale of level 0, um/px.
     """
 
-    path: Path
+    path: SlidePath
     size: tuple[int, int]
     mpp: float
 

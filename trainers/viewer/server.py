@@ -21,6 +21,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from her2cache.errors import ConfigError, Her2CacheError, SlideOpenError
+from her2cache.remote import SlidePath
 from her2cache.units import Coords
 from trainers.viewer.page import STATIC, page, problem, static
 from trainers.viewer.scene import Scene, Scenes
@@ -110,7 +111,7 @@ class _Shown:
         self._scenes = scenes
         self._opener = ThreadPoolExecutor(1, "scenes")  # one at a time: models and features are shared
         self._kept: OrderedDict[int, Future[Scene]] = OrderedDict()
-        self._paths: dict[str, Path] = {}  # a tile needs no more of a slide than this,
+        self._paths: dict[str, SlidePath] = {}  # a tile needs no more of a slide than this,
         self._places: dict[int, tuple[Coords, float]] = {}  # and a patch no more than that
         self.tiles = Tiles(self._paths, workers)
 

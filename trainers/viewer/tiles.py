@@ -8,13 +8,13 @@ from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
 from PIL import Image
 
 from her2cache.deepzoom import read_square, read_tile
+from her2cache.remote import SlidePath
 from her2cache.slide import SlideReader, open_slide
 from her2cache.units import RgbImage
 
@@ -46,7 +46,7 @@ class Tiles:
         cache_bytes: room for encoded tiles; those unused for longest go first.
     """
 
-    def __init__(self, paths: Mapping[str, Path], workers: int, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, paths: Mapping[str, SlidePath], workers: int, cache_bytes: int = CACHE_BYTES) -> None:
         self._readers = _Readers(paths)
         self._workers = ThreadPoolExecutor(workers, "tiles")
         self._cache = _Cache(cache_bytes)
@@ -105,7 +105,7 @@ def encode(pixels: RgbImage) -> bytes:
 class _Readers:
     """Open slides: a reader serves one thread at a time, and is kept for the next."""
 
-    def __init__(self, paths: Mapping[str, Path]) -> None:
+    def __init__(self, paths: Mapping[str, SlidePath]) -> None:
         self._paths = paths
         self._idle: deque[tuple[str, SlideReader]] = deque()
         self._lock = Lock()
