@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from her2cache.dicom import series_of
+from her2cache.errors import SlideError, SlideOpenError
+from her2cache.remote import RemotePath, SlidePath
 
 _HEAD_BYTES = 1 << 18
 
 
-def file_identity(path: Path) -> dict[str, Any]:
+def file_identity(path: SlidePath) -> dict[str, Any]:
     """What tells a file's content from another's: bytes, mtime_ns, and the sha256 of it all, hex.
 
     A slide of several files (see `slide_files`) has the sums of their bytes and times (these modulo 2**63), and the
     sha256 of the lines `SHA256  NAME` of its files in order of their names, which are relative to the slide's folder.
     """
+    if isinstance(path, RemotePath):
+        return path.identity()
     files = slide_files(path)
     if len(files) == 1:
         digest = _sha256(path)
@@ -30,20 +35,40 @@ def file_identity(path: Path) -> dict[str, Any]:
     return {"bytes": size, "mtime_ns": time, "sha256": digest}
 
 
-def file_changed(path: Path, identity: Mapping[str, Any]) -> bool:
+def file_changed(path: SlidePath, identity: Mapping[str, Any]) -> bool:
     """Whether a file is another than the one of that identity. The whole of it is read only when in doubt.
 
     A file that is not there, or not a file, has not changed; nor has one of which nothing is known, as of imported
     features.
     """
-    if not path.is_file() or identity.get("bytes") is None:
+    if identity.get("bytes") is None or (found := _state(path)) is None:
         return False
-    size, time = _size_and_time(slide_files(path))
+    size, time = found
     if size != identity["bytes"]:
         return True
     if time == identity.get("mtime_ns"):
         return False
     return file_identity(path)["sha256"] != identity["sha256"]
+
+
+def require_unchanged(path: SlidePath, identity: Mapping[str, Any]) -> None:
+    """Refuses a slide that is no longer what it was when its identity was taken.
+
+    A slide in object storage was read from a copy, which nobody changes.
+
+    Raises:
+        SlideError: it is gone, or was written to.
+    """
+    if isinstance(path, RemotePath):
+        return
+    found = _state(path)
+    if found is None:
+        raise SlideError(
+            f"{path} disappeared while it was read: it was moved or deleted, or its storage went away; put it back and"
+            " embed it again"
+        )
+    if found != (identity["bytes"], identity["mtime_ns"]):
+        raise SlideError(f"{path} was written to while it was read; wait until it is copied whole, and embed it again")
 
 
 def slide_files(path: Path) -> list[Path]:
@@ -64,6 +89,16 @@ def slide_files(path: Path) -> list[Path]:
     elif series := series_of(path):
         files |= {file for file in path.parent.iterdir() if file.is_file() and series_of(file) == series}
     return sorted(files)
+
+
+def _state(path: SlidePath) -> tuple[int, int] | None:
+    """A slide's size and time; None where there is no such file, or none that can be seen from here."""
+    if isinstance(path, RemotePath):
+        with suppress(SlideOpenError):
+            state = path.state()
+            return None if state is None else (state.bytes, state.mtime_ns)
+        return None
+    return _size_and_time(slide_files(path)) if path.is_file() else None
 
 
 def _size_and_time(files: list[Path]) -> tuple[int, int]:

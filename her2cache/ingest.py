@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from her2cache.cohort import Slide
 from her2cache.colour import ColourSums
 from her2cache.embedder import Augmentation, Embedder
-from her2cache.errors import EmbedderError, EmptyPlanError
+from her2cache.errors import EmbedderError, EmptyPlanError, SlideError
 from her2cache.focus import edge_strength
+from her2cache.identity import require_unchanged
 from her2cache.pyramid import ReadPlan, plan_read
 from her2cache.regions import Regions, read_regions
 from her2cache.slide import MppSource, SlideReader, file_identity, open_slide, require_readable, resolve_mpp
@@ -125,9 +126,19 @@ def read_slide(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | Pat
     nothing but the slide's.
 
     Raises:
-        SlideError: the slide cannot be opened, has no scale, no tissue, too many bad patches, or none in focus.
+        SlideError: the slide cannot be opened, has no scale, no tissue, too many bad patches, or none in focus; or it
+            disappeared, or was written to, while it was read.
     """
-    options = options_of(slide, options)
+    try:
+        yield from _read(slide, options_of(slide, options))
+    except OSError as error:
+        raise SlideError(
+            f"{slide.path} cannot be read to its end ({error.strerror or error}): it disappeared, or its storage fails;"
+            " see that the file is there and can be copied, and embed it again"
+        ) from error
+
+
+def _read(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | PatchBlock | ReadSummary]:
     with open_slide(slide.path) as reader:
         plan, survey = _survey(reader, slide, options)
         yield survey
@@ -149,6 +160,7 @@ def read_slide(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | Pat
                 f"{slide.path}: none of its {len(plan)} patches is in focus (edge strength below"
                 f" {options.patch.min_edges:g} grey levels): scan the slide again, or embed it without --skip-blurred"
             )
+        require_unchanged(slide.path, survey.provenance)
         yield ReadSummary(reader.decoded, failed, blurred, colour.statistics(), reasons[:3])
 
 

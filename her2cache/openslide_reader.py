@@ -135,7 +135,7 @@ class OpenSlideReader(SlideReader):
     def _read(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> RgbImage:
         """Pixels of a level from (x, y) on, uint8 (height, width, 3)."""
         if self._slide is None:
-            self._slide = self._openslide.OpenSlide(self.path)
+            self._slide = self._openslide.OpenSlide(self._file)
         x, y = (round(v * self._factors[level]) for v in corner)
         return on_white(np.asarray(self._slide.read_region((x, y), level, size)))
 

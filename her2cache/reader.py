@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +15,7 @@ from PIL import Image
 
 from her2cache.canvas import SegmentGrid
 from her2cache.overview import average
+from her2cache.remote import SlidePath
 from her2cache.shelf import Shelf, open_shelf
 from her2cache.tissue import Overview
 from her2cache.units import RgbImage
@@ -23,7 +25,7 @@ class SlideReader(ABC):
     """An open slide. Use `slide.open_slide`, and as a context manager; it does not pickle.
 
     Attributes:
-        path: the file.
+        path: the file, as it was asked for.
         size: (width, height) of level 0, px.
         level_sizes: (width, height) of each level, px.
         downsamples: level-0 px per px of each level.
@@ -31,7 +33,9 @@ class SlideReader(ABC):
     """
 
     def __init__(self, path: Path, level_sizes: Sequence[tuple[int, int]], downsamples: Sequence[float]) -> None:
-        self.path = path
+        self.path: SlidePath = path
+        self._file = path
+        self._held = ExitStack()
         self.level_sizes = tuple(level_sizes)
         self.size: tuple[int, int] = self.level_sizes[0]
         self.downsamples = tuple(downsamples)
@@ -45,6 +49,11 @@ class SlideReader(ABC):
         if self._kept is not None:
             self._kept.close()
         self._close()
+        self._held.close()
+
+    def keep(self, held: ExitStack) -> None:
+        """Takes what is to be let go when the slide is closed, such as the file's place in a cache."""
+        self._held = held
 
     @property
     @abstractmethod
@@ -118,7 +127,7 @@ class SlideReader(ABC):
         step = max(1, round(mpp / (self.downsamples[level] * level0_mpp)))
         grid = self.segment_grid(level)
         if level == reread:
-            self._kept = open_shelf(grid.rows * grid.columns * grid.height * grid.width * 3, self.path)
+            self._kept = open_shelf(grid.rows * grid.columns * grid.height * grid.width * 3, self._file)
         segments = self._decode_level(level, grid, self._kept if level == reread else None)
         image, undecodable = average(segments, grid, self.level_sizes[level], step)
         return Overview(image, undecodable, self.downsamples[level] * step)

@@ -14,7 +14,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -23,17 +23,20 @@ from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
-from tifffile.tifffile import jpeg_decode_colorspace
+from tifffile.tifffile import TIFF, jpeg_decode_colorspace
 from tiffslide import TiffSlide
 
 from her2cache import jpeg
 from her2cache.canvas import WHITE, SegmentGrid
+from her2cache.directories import directories_damage
 from her2cache.errors import DecodeError, MissingMppError, SlideOpenError
 from her2cache.identity import file_changed, file_identity
-from her2cache.jpeg2000 import decode_ycbcr, is_subsampled
+from her2cache.jpeg2000 import decode_ycbcr, header_damage, is_subsampled
 from her2cache.openslide_reader import OpenSlideReader, format_of
+from her2cache.pages import alike, grid_of, require_usable
 from her2cache.reader import SlideReader
 from her2cache.reader import downsample_between as _downsample
+from her2cache.remote import RemotePath, SlidePath
 from her2cache.units import MPP_RANGE, RgbImage
 
 __all__ = [
@@ -47,11 +50,12 @@ __all__ = [
     "resolve_mpp",
 ]
 
-_RGB, _YCBCR = 2, 6  # TIFF tag PhotometricInterpretation
-_JPEG = 7  # TIFF tag Compression
+_PLAIN, _JPEG = 1, 7  # TIFF tag Compression
 _JPEGS = {6, _JPEG, 34892, 33007}  # these share tables between segments
 _JPEG2000_YCBCR = 33003  # Aperio's, whatever its photometric tag says
 _JPEGS_2000 = {33004, 33005, 34712}
+
+_DRY = "its JPEG data ends before its pixels do"
 
 _UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4}  # OME's units of length
 
@@ -65,10 +69,21 @@ class TiffReader(SlideReader):
         self._slide = slide
         self._properties: dict[str, Any] = slide.properties
         series = slide.ts_tifffile.series[self._properties["tiffslide.series-index"]]
-        self._pages = [level.pages[0] for level in series.levels]
-        for k, page in enumerate(self._pages):
-            _check_page(path, k, page, series.axes)
-        sizes = [(page.imagewidth, page.imagelength) for page in self._pages]
+        pages = [level.pages[0] for level in series.levels]
+        for k, page in enumerate(pages):
+            # of YCbCr tifffile turns into RGB what JPEG holds, and `jpeg2000` Aperio's
+            require_usable(path, k, page, series.axes, TIFF.DECOMPRESSORS, {*_JPEGS, _JPEG2000_YCBCR})
+        sizes = [(page.imagewidth, page.imagelength) for page in pages]
+        fitting = [k for k, size in enumerate(sizes) if alike(sizes[0], size)]
+        if len(fitting) < len(pages):
+            logging.getLogger(__name__).warning(
+                "%s: %d of its %d levels are of another shape than level 0; they are not used",
+                path,
+                len(pages) - len(fitting),
+                len(pages),
+            )
+        self._pages = [pages[k] for k in fitting]
+        sizes = [sizes[k] for k in fitting]
         super().__init__(path, sizes, [_downsample(sizes[0], size) for size in sizes])
 
     @property
@@ -95,53 +110,51 @@ class TiffReader(SlideReader):
             return None
 
     def segment_grid(self, level: int) -> SegmentGrid:
-        page = self._pages[level]
-        width, height = self.level_sizes[level]
-        segment_height = page.tilelength if page.is_tiled else page.rowsperstrip
-        segment_width = page.tilewidth if page.is_tiled else width
-        return SegmentGrid(
-            width=segment_width,
-            height=segment_height,
-            columns=math.ceil(width / segment_width),
-            rows=math.ceil(height / segment_height),
-        )
+        return grid_of(self._pages[level])
 
     def _decode(
         self, level: int, indices: list[int], place: Callable[[int], RgbImage]
     ) -> Iterator[tuple[int, str | None]]:
-        page = self._pages[level]
-        offsets, counts = page.dataoffsets, page.databytecounts
-        present = [i for i in indices if i < len(offsets) and i < len(counts)]
-        for index in set(indices) - set(present):
+        page, grid = self._pages[level], self.segment_grid(level)
+        width, height = self.level_sizes[level]
+        file = page.parent.filehandle
+        present: list[int] = []
+        for index in indices:
+            offset, count = page.dataoffsets[index], page.databytecounts[index]
+            sparse = count == 0 and not page.jpegheader  # parts of one JPEG are never left out
+            if not sparse and 0 < offset < offset + count <= file.size:
+                present.append(index)
+                continue
             place(index)[:] = WHITE
-            yield index, "the file's index of segments is too short"
+            yield index, None if sparse else "the file ends before its segment does, or its index is damaged"
         if not present:
             return
-        file = page.parent.filehandle
         decode = _decoder(page)
-        places = [offsets[i] for i in present], [counts[i] for i in present]
-        for data, index in file.read_segments(*places, indices=present, lock=file.lock):
-            pixels, reason = place(index), None
-            if data is None:
-                pixels[:] = WHITE
+        offsets, counts = ([table[i] for i in present] for table in (page.dataoffsets, page.databytecounts))
+        for data, index in file.read_segments(offsets, counts, indices=present, lock=file.lock):
+            pixels, row, column = place(index), *divmod(index, grid.columns)
+            inside = pixels[: height - row * grid.height, : width - column * grid.width]
+            if data is None or len(data) < page.databytecounts[index]:
+                reason = "the file ends before its segment does"
             else:
-                whole = len(data) == counts[index]
-                reason = decode(data, index, pixels) if whole else "the file ends before its segment does"
-                self.decoded[level] += whole
-                if reason is not None:
-                    pixels[:] = WHITE
+                reason = decode(data, index, pixels, inside.shape[:2])
+                self.decoded[level] += 1
+            if reason is not None:
+                pixels[:] = WHITE
             yield index, reason
 
     def _close(self) -> None:
         self._slide.close()
 
 
-def open_slide(path: Path) -> SlideReader:
-    """Opens a slide file.
+def open_slide(path: SlidePath) -> SlideReader:
+    """Opens a slide file; one in object storage is staged on this node first.
 
     Raises:
         SlideOpenError: missing, a directory, not a slide, truncated, or of a kind this reader does not know.
     """
+    if isinstance(path, RemotePath):
+        return _open_remote(path)
     try:
         if path.is_dir():
             raise SlideOpenError(f"{path} is a directory, not a slide; name a slide file or a cohort table")
@@ -159,13 +172,31 @@ def open_slide(path: Path) -> SlideReader:
         ) from error
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise SlideOpenError(
-            f"{path} cannot be opened as a slide ({type(error).__name__}: {reason}): it is not a TIFF-based slide, or"
-            " is truncated; compare its size with the original and copy it again"
-        ) from error
+        raise SlideOpenError(_refusal(path, f"{type(error).__name__}: {reason}")) from error
+
+
+def _refusal(path: Path, reason: str) -> str:
+    return (
+        f"{path} cannot be opened as a slide ({reason}): it is not a TIFF-based slide, or is damaged or truncated;"
+        " compare its size with the original and copy it again"
+    )
+
+
+def _open_remote(path: RemotePath) -> SlideReader:
+    with ExitStack() as held:
+        local = held.enter_context(path.local())
+        try:
+            reader = open_slide(local)
+        except SlideOpenError as error:
+            raise SlideOpenError(str(error).replace(str(local), str(path))) from error
+        reader.path = path
+        reader.keep(held.pop_all())
+        return reader
 
 
 def _open_tiff(path: Path) -> SlideReader:
+    if reason := directories_damage(path):
+        raise SlideOpenError(_refusal(path, reason))
     with _tifffile_log() as log:
         slide = TiffSlide(path)
         try:
@@ -254,7 +285,7 @@ def resolve_mpp(slide: SlideReader, override: float | None, *, assume_power: boo
     return found
 
 
-def require_readable(path: Path, failed: int, planned: int, share: float, reason: str) -> None:
+def require_readable(path: SlidePath, failed: int, planned: int, share: float, reason: str) -> None:
     """Refuses a slide of which too much could not be decoded.
 
     Raises:
@@ -267,38 +298,58 @@ def require_readable(path: Path, failed: int, planned: int, share: float, reason
         )
 
 
-def _decoder(page: Any) -> Callable[[bytes, int, RgbImage], str | None]:
-    """A function of a segment's data, its index and its place; it returns why the data cannot be decoded."""
+def _decoder(page: Any) -> Callable[[bytes, int, RgbImage, tuple[int, int]], str | None]:
+    """A function that decodes a segment, and returns why it cannot.
+
+    It takes the data, the segment's index, its place, and (height, width) of the part of it inside the level.
+    """
     tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in _JPEGS else {}
     is_tiled, decode = page.is_tiled, page.decode
     inspector = jpeg.Inspector(**tables) if page.compression == _JPEG else None
     decode_jpeg = _jpeg_decoder(page) if inspector and is_tiled and page.samplesperpixel == 3 else None
+    is_jpeg2000 = page.compression in {_JPEG2000_YCBCR, *_JPEGS_2000}
 
-    def decode_into(data: bytes, index: int, place: RgbImage) -> str | None:
-        if inspector is not None and (reason := inspector.damage(data)):
+    def damage(data: bytes, place: tuple[int, int], inside: tuple[int, int]) -> str | None:
+        if inspector is not None:
+            return inspector.damage(data, place, inside)
+        if is_jpeg2000:
+            return header_damage(data, place, inside)
+        if page.compression == _PLAIN and len(data) > math.prod(place) * page.samplesperpixel + 3:  # filled up to words
+            return "it is longer than its pixels are"
+        return None
+
+    def decode_any(data: bytes, index: int) -> RgbImage:
+        return decode(data, index, **tables, _fullsize=is_tiled)[0][0, :, :, :3]
+
+    def decode_into(data: bytes, index: int, place: RgbImage, inside: tuple[int, int]) -> str | None:
+        if reason := damage(data, place.shape[:2], inside):
             return reason
         try:
             if decode_jpeg is not None:
                 decode_jpeg(data, out=place)
-                return None
+                return _DRY if jpeg.ran_dry(data, place, decode_jpeg) else None
         except Exception:  # noqa: BLE001 - not of the segments' size, perhaps: tifffile knows what to do then
             pass
         try:
             if page.compression == _JPEG2000_YCBCR:
                 pixels = decode_ycbcr(data)[: len(place), : place.shape[1]]
-            elif page.compression in _JPEGS_2000 and page.samplesperpixel == 3 and is_subsampled(data):
+            elif is_jpeg2000 and page.samplesperpixel == 3 and is_subsampled(data):
                 return "its components of JPEG 2000 differ in size"
             else:
-                pixels = decode(data, index, **tables, _fullsize=is_tiled)[0][0, :, :, :3]
+                pixels = decode_any(data, index)
+                if inspector is not None and jpeg.ran_dry(data, pixels, partial(decode_any, index=index)):
+                    return _DRY
         except Exception as error:  # noqa: BLE001 - codecs raise what they like; the reason is recorded
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if pixels.dtype != np.uint8 or pixels.shape[0] < inside[0] or pixels.shape[1] < inside[1]:
+            return f"it holds {pixels.shape[1]} x {pixels.shape[0]} px of {pixels.dtype}"
         place[: len(pixels), : pixels.shape[1]] = pixels
         return None
 
     return decode_into
 
 
-def _jpeg_decoder(page: Any) -> Callable[..., object]:
+def _jpeg_decoder(page: Any) -> Callable[..., RgbImage]:
     """What tifffile calls for a tile of JPEG, which takes the array that the pixels go into."""
     colours = jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif)
     return partial(
@@ -310,17 +361,6 @@ def _jpeg_decoder(page: Any) -> Callable[..., object]:
         outcolorspace=colours[1],
         shape=(page.tilelength, page.tilewidth),
     )
-
-
-def _check_page(path: Path, level: int, page: Any, axes: str) -> None:
-    # of YCbCr tifffile turns into RGB what JPEG holds, and `jpeg2000` Aperio's
-    is_rgb = page.photometric == _RGB or (page.photometric == _YCBCR and page.compression in {*_JPEGS, _JPEG2000_YCBCR})
-    if axes != "YXS" or page.samplesperpixel not in {3, 4} or page.dtype != np.uint8 or not is_rgb:
-        raise SlideOpenError(
-            f"{path}: level {level} has axes {axes}, {page.samplesperpixel} samples of {page.dtype} a pixel, colours"
-            f" {getattr(page.photometric, 'name', page.photometric)}, but patches are 8-bit RGB; convert the file to a"
-            " pyramidal RGB TIFF"
-        )
 
 
 def _ome_scale(xml: str) -> float | None:

@@ -286,6 +286,24 @@ class TestDicom:
         ):
             open_slide(series[1])
 
+    @pytest.mark.parametrize(
+        ("element", "value", "said"),
+        [
+            (b"\x48\x00\x06\x00UL\x04\x00", 2**31, r"2,147,483,648 x 384 px in frames of 64 x 64"),
+            (b"\x48\x00\x07\x00UL\x04\x00", 65535, r"are 8,192 frames, and there are 48"),
+            (b"\x48\x00\x06\x00UL\x04\x00", 0, r"it has 0 x 384 px"),
+            (b"\x28\x00\x10\x00US\x02\x00", 32, r"are 96 frames, and there are 48"),
+        ],
+    )
+    def test_sizes_that_cannot_be(self, series: list[Path], element: bytes, value: int, said: str) -> None:
+        """OpenSlide believes them: every frame that is not there costs time, and the picture memory."""
+        content = bytearray(series[0].read_bytes())
+        at = content.index(element) + len(element)
+        content[at : at + element[6]] = value.to_bytes(element[6], "little")
+        series[0].write_bytes(content)
+        with pytest.raises(SlideOpenError, match=rf"-0\.dcm is damaged \(.*{said}.*; copy it again"):
+            open_slide(series[0])
+
     def test_a_file_that_disappears(self, series: list[Path]) -> None:
         with open_slide(series[0]) as slide:
             assert isinstance(decode(slide, 0, [0])[0], np.ndarray)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,17 @@ from her2cache.backbones.registry import load_recipe
 from her2cache.cohort import Slide
 from her2cache.embedder import Batching
 from her2cache.errors import DecodeError, EmbedderError, EmptyPlanError, MissingMppError, SlideError
-from her2cache.ingest import PatchBlock, ReadOptions, ReadSummary, SlideSurvey, embed_block, read_slide
+from her2cache.ingest import (
+    PatchBlock,
+    ReadOptions,
+    ReadSummary,
+    SlideLook,
+    SlideSurvey,
+    embed_block,
+    look_at,
+    read_slide,
+)
+from her2cache.slide import SlideReader
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
 from her2cache.units import PatchBatch
@@ -326,6 +337,62 @@ class TestDamage:
         assert _read(path, replace(SMALL, max_bad_patches=0.04)).summary.failed == hit
         with pytest.raises(DecodeError):
             _read(path)  # 1 % by default
+
+
+class TestMidRead:
+    """What happens to a file while it is read."""
+
+    @staticmethod
+    def _interrupted(path: Path, happens: Callable[[], object]) -> str:
+        """Reads on after something happened to the file, and gives the reason why the slide failed."""
+        items = read_slide(Slide("s", "c", path, "HE"), SMALL)
+        next(items), next(items)  # the survey, and a block
+        happens()
+        with pytest.raises(SlideError) as caught:
+            list(items)
+        return str(caught.value)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return write_slide(tmp_path / "s.tiff", texture(640, 640), factors=(1, 2))
+
+    def test_it_disappears(self, path: Path) -> None:
+        assert "s.tiff disappeared while it was read" in self._interrupted(path, path.unlink)
+
+    def test_its_folder_disappears(self, path: Path) -> None:
+        reason = self._interrupted(path, lambda: path.parent.rename(path.parent.with_name("moved")))
+        assert "disappeared while it was read" in reason
+
+    def test_it_is_truncated(self, path: Path) -> None:
+        reason = self._interrupted(path, lambda: os.truncate(path, path.stat().st_size // 4))
+        assert "the file ends before its segment does" in reason
+
+    def test_it_is_written_to(self, path: Path) -> None:
+        content = path.read_bytes()
+        assert "was written to while it was read" in self._interrupted(path, lambda: path.write_bytes(content))
+
+    def test_it_disappears_before_its_digest_is_taken(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def vanish(reader: SlideReader, slide: Slide, options: ReadOptions) -> SlideLook:
+            look = look_at(reader, slide, options)
+            path.unlink()
+            return look
+
+        monkeypatch.setattr("her2cache.ingest.look_at", vanish)
+        with pytest.raises(SlideError, match=r"s\.tiff cannot be read to its end \(No such file.*embed it again"):
+            _read(path)
+
+    def test_its_storage_fails(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An open file of which nothing can be read: its descriptor is replaced by one that refuses."""
+        items = read_slide(Slide("s", "c", path, "HE"), SMALL)
+        next(items)
+        (descriptor,) = [fd for fd in Path("/proc/self/fd").iterdir() if os.path.realpath(fd) == str(path.resolve())]
+        refusing = os.open(path.parent, os.O_RDONLY)  # a directory cannot be read as a file
+        try:
+            os.dup2(refusing, int(descriptor.name))
+            with pytest.raises(SlideError, match=r"s\.tiff cannot be read to its end \(Is a directory"):
+                list(items)
+        finally:
+            os.close(refusing)
 
 
 # -- embedding ---------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import io
 import random
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from her2cache.jpeg import damage
+from her2cache.jpeg import Inspector, damage, ran_dry
 from tests.slides import GLASS, texture
 
 
@@ -56,6 +57,49 @@ def test_broken_off(share: float) -> None:
 def test_overwritten_in_the_middle(place: float, filling: bytes, reason: str) -> None:
     start = int(len(STREAM) * place)
     assert damage(STREAM[:start] + filling + STREAM[start + len(filling) :]) == reason
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+@pytest.mark.parametrize(
+    ("place", "inside", "ok"),
+    [
+        ((240, 240), (240, 240), True),
+        ((256, 256), (240, 240), True),  # some writers cut off the last segments
+        ((256, 256), (241, 240), False),
+        ((240, 200), (100, 100), False),
+    ],
+)
+def test_its_size_is_that_of_its_place(
+    place: tuple[int, int], inside: tuple[int, int], ok: bool, options: dict[str, object]
+) -> None:
+    """A decoder makes room for whatever the header says."""
+    reason = Inspector().damage(_encode(texture(240, 240), **options), place, inside)
+    assert reason == (None if ok else "its JPEG image is 240 x 240 px")
+
+
+def _decode(data: bytes) -> np.ndarray:
+    return imagecodecs.jpeg_decode(data)
+
+
+@pytest.mark.parametrize("quality", [30, 90])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_data_that_ends_before_the_pixels_do(quality: int, share: float) -> None:
+    """With a marker of the end behind it nothing else shows; libjpeg fills up with grey."""
+    whole = _encode(texture(240, 240), quality=quality)
+    start = whole.index(b"\xff\xda") + 14
+    cut = start + int((len(whole) - start) * share)
+    cut -= whole[cut - 1] == 0xFF
+    part = whole[:cut] + whole[-2:]
+    assert damage(part) is None
+    assert ran_dry(part, _decode(part), _decode)
+    assert not ran_dry(whole, _decode(whole), _decode)
+
+
+def test_pixels_may_be_grey() -> None:
+    for options in ({}, {"optimize": True}, {"subsampling": 0}):
+        grey = _encode(np.full((240, 240, 3), 128, np.uint8), **options)
+        assert (_decode(grey)[-4:, -4:] == 128).all()
+        assert not ran_dry(grey, _decode(grey), _decode)
 
 
 def test_no_header() -> None:

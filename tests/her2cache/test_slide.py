@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,8 @@ from her2cache.errors import DecodeError, MissingMppError, SlideError, SlideOpen
 from her2cache.shelf import Shelf
 from her2cache.slide import SlideReader, file_changed, file_identity, open_slide, require_readable, resolve_mpp
 from her2cache.units import RgbImage
-from tests.slides import GLASS, corrupt, decode, level_pixels, make_sparse, texture, write_slide
+from tests.mutants import put, tags_of
+from tests.slides import GLASS, corrupt, decode, level_pixels, make_sparse, texture, write_jpeg2000, write_slide
 
 APERIO = "Aperio Image Library v12.0.0 \r\n500x400 [0,0 500x400] (64x64) JPEG/RGB Q=90|AppMag = 40|MPP = {mpp}"
 
@@ -470,6 +472,99 @@ class TestDamage:
             found = decode(slide, 0, [0, 1])
         assert isinstance(found[0], str)
         assert isinstance(found[1], np.ndarray)
+
+
+class TestSegmentsThatDoNotFit:
+    """Found by the mutants of `tests/fuzz.py`: other pixels, or memory for whatever a header says."""
+
+    def test_a_jpeg_too_small_for_its_place(self, tmp_path: Path) -> None:
+        """What it left open would have kept the pixels of another segment."""
+        parts = [texture(64, 64, seed) for seed in range(6)]
+        parts[1] = parts[1][:48]
+        encoded = [imagecodecs.jpeg_encode(part, level=90, colorspace="RGB", outcolorspace="RGB") for part in parts]
+        path = tmp_path / "s.tiff"
+        with tifffile.TiffWriter(path) as tiff:
+            options = {"shape": (128, 192, 3), "dtype": np.uint8, "tile": (64, 64), "photometric": "rgb"}
+            tiff.write(iter(encoded), compression="jpeg", **options)
+        with open_slide(path) as slide:
+            found = decode(slide, 0, range(6))
+        assert found[1] == "its JPEG image is 64 x 48 px"
+        assert all(isinstance(found[k], np.ndarray) for k in (0, 2, 3, 4, 5))
+
+    def test_a_jpeg_that_ends_early(self, tmp_path: Path) -> None:
+        path = write_slide(tmp_path / "s.tiff", texture(256, 192))
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages[0]
+            offset, count = page.dataoffsets[5], page.databytecounts[5]
+        content = bytearray(path.read_bytes())
+        segment = content[offset : offset + count]
+        start = segment.index(b"\xff\xda") + 14
+        middle = (start + count) // 2
+        middle -= segment[middle - 1] == 0xFF
+        content[offset + middle : offset + middle + 2] = b"\xff\xd9"
+        path.write_bytes(content)
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            tag = tiff.pages[0].tags["TileByteCounts"]
+            tag.overwrite([middle + 2 if k == 5 else value for k, value in enumerate(tag.value)])
+        with open_slide(path) as slide:
+            found = decode(slide, 0, range(12))
+        assert {k: reason for k, reason in found.items() if isinstance(reason, str)} == {
+            5: "its JPEG data ends before its pixels do"
+        }
+
+    @pytest.mark.parametrize(
+        ("offset", "form", "value", "said"),
+        [
+            (8, ">I", 60_000, "its JPEG 2000 image is 60000 x 64 px"),
+            (12, ">I", 63, "its JPEG 2000 image is 64 x 63 px"),
+            (24, ">I", 0, "its JPEG 2000 header is broken"),
+            (40, ">H", 16_000, "its JPEG 2000 header is broken"),
+            (42, "B", 8, "its JPEG 2000 components are none of 8 bits"),
+            (43, "B", 33, "or of other sizes than chroma has"),
+        ],
+    )
+    @pytest.mark.parametrize("compression", [33003, 33005])
+    def test_a_header_of_jpeg_2000(
+        self, tmp_path: Path, compression: int, offset: int, form: str, value: int, said: str
+    ) -> None:
+        path = write_jpeg2000(tmp_path / "s.svs", texture(256, 192), compression)
+        content = bytearray(path.read_bytes())
+        start = content.index(b"\xff\x4f\xff\x51")
+        struct.pack_into(form, content, start + offset, value)
+        path.write_bytes(content)
+        with open_slide(path) as slide:
+            found = decode(slide, 0, range(12))
+        (broken,) = [reason for reason in found.values() if isinstance(reason, str)]
+        assert said in broken
+
+    @pytest.mark.parametrize(
+        ("place", "count", "broken"),
+        [(0, 500, True), (2**31, 500, True), (500, 2**31, True), (500, 0, False), (0, 0, False)],
+    )
+    @pytest.mark.parametrize("compression", ["jpeg", None])
+    def test_places_that_are_none(
+        self, tmp_path: Path, place: int, count: int, broken: bool, compression: str | None
+    ) -> None:
+        """Without bytes a segment is left out; without a place, or with more bytes than there are, it is damaged."""
+        path = write_slide(tmp_path / "s.tiff", texture(256, 192), compression=compression)
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            for name, value in (("TileOffsets", place), ("TileByteCounts", count)):
+                tag = tiff.pages[0].tags[name]
+                tag.overwrite([value if k == 5 else v for k, v in enumerate(tag.value)], dtype="I")
+        with open_slide(path) as slide:
+            found = decode(slide, 0, range(12))
+        assert isinstance(found.pop(5), str) == broken
+        assert all(isinstance(pixels, np.ndarray) for pixels in found.values())
+
+    def test_plain_pixels_with_too_many_bytes(self, tmp_path: Path) -> None:
+        """As where compressed ones are taken for plain ones."""
+        path = write_slide(tmp_path / "s.tiff", texture(256, 192), compression="lzw")
+        content = bytearray(path.read_bytes())
+        (tag,) = [tag for tag in tags_of(bytes(content)) if tag.code == 259]
+        put(content, tag.values, "<H", 1)
+        path.write_bytes(content)
+        with open_slide(path) as slide:
+            assert set(decode(slide, 0, range(12)).values()) == {"it is longer than its pixels are"}
 
 
 def test_too_many_bad_patches() -> None:
