@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.account import StageRate
 from cluster.actors import SpaceShape
 from cluster.batching import fixed_batching
-from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome
-from cluster.pipeline import Pipeline, Task
+from cluster.board import running_job
+from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome, Task
+from cluster.pipeline import Pipeline
 from cluster.resources import ray_session
 from her2cache.backbones.device import best_device
 from her2cache.backbones.pooled import doubt
 from her2cache.cohort import Slide
 from her2cache.embedder import Batching, FeatureSpace, Recipe
-from her2cache.errors import SlideError, StoreError
+from her2cache.errors import CorruptFeaturesError, IncompleteSlideError, SchemaVersionError, SlideError, StoreError
 from her2cache.ingest import ReadOptions, selection_changed
 from her2cache.slide import file_changed
 from her2cache.store.audit import retire
 from her2cache.store.reader import FeatureStore
+from her2cache.store.schema import CommitRecord
 
 MPP_TOLERANCE = 0.3
 """Beyond this ratio of scales an embedder is warned of."""
@@ -39,6 +43,7 @@ class EmbedReport:
         segments_decoded: of all slides and levels.
         left_out: patches of the slides embedded now that were left out, by reason.
         warnings: what is odd about what was asked for.
+        stages: how fast decoding, the forward passes and writing were from the first block to the end.
     """
 
     outcomes: list[SlideOutcome]
@@ -49,6 +54,7 @@ class EmbedReport:
     segments_decoded: int = 0
     left_out: dict[str, int] = field(default_factory=dict[str, int])
     warnings: list[str] = field(default_factory=list[str])
+    stages: dict[str, StageRate] = field(default_factory=dict[str, StageRate])
 
 
 def embed_slides(
@@ -77,6 +83,9 @@ def embed_slides(
     Returns:
         What became of each slide. A bad slide is a "failed" outcome with a record in the store, never an
         exception.
+
+    Raises:
+        StoreUnreachableError: the store stopped answering. What was committed stays, no slide is recorded as failed.
     """
     spaces = [FeatureSpace(reading.patch, reading.tissue, recipe.spec, views) for recipe in recipes]
     keys = [
@@ -86,12 +95,13 @@ def embed_slides(
     warnings = [*scale_warnings(recipes, reading.patch.mpp), *filter(None, map(doubt, recipes))]
     there = [set(store.slides(key)) for key in keys]
     once = [k for k, key in enumerate(keys) if keys.index(key) == k]  # one embedder may be asked for by two names
+    records = {k: store.committed_each(keys[k], [s.slide_id for s in slides if s.slide_id in there[k]]) for k in once}
     outcomes: dict[str, SlideOutcome] = {}
     todo: list[Task] = []
     for slide in slides:
         held = [k for k in once if slide.slide_id in there[k]]
         try:
-            changes = {k: _change(slide, store.record(slide.slide_id, keys[k]).slide) for k in held}
+            changes = {k: _change(slide, _whole(records[k][slide.slide_id]).slide) for k in held}
         except (StoreError, SlideError) as error:  # a damaged record concerns its slide alone
             outcomes[slide.slide_id] = SlideOutcome(slide.slide_id, "failed", str(error))
             continue
@@ -112,8 +122,11 @@ def embed_slides(
     for k in sorted({k for task in todo for k in task.which}):
         warnings += precision_warnings(recipes[k].spec.name, store, keys[k], sorted(there[k]), wanted)
     shapes = [SpaceShape(s.key, s.embedder.dim, s.views, s.dtype) for s in spaces]
-    with ray_session(options.address):
-        job = Pipeline(todo, recipes, shapes, store, reading, options, watch, precision)
+    with ray_session(options.address), running_job("embed", options.address, store.uri) as seen:
+        job = Pipeline(todo, recipes, shapes, store, reading, options, watch, precision, seen)
+        asked = {task.slide.slide_id for task in todo}
+        job.account.before = Counter(o.status for o in outcomes.values() if o.slide_id not in asked)
+        seen.show(job.account)
         outcomes |= {outcome.slide_id: outcome for outcome in job.run()}
     return EmbedReport(
         outcomes=[outcomes[s.slide_id] for s in slides],
@@ -124,6 +137,7 @@ def embed_slides(
         segments_decoded=job.segments_decoded,
         left_out=job.left_out,
         warnings=warnings,
+        stages=job.account.overall(),
     )
 
 
@@ -179,9 +193,15 @@ def batching_made(store: FeatureStore, space_key: str, slide_ids: Iterable[str])
     See `embedder.Batching`; records of before it was kept give nothing of it.
     """
     for slide_id in slide_ids:
-        with suppress(StoreError):
+        with suppress(IncompleteSlideError, CorruptFeaturesError, SchemaVersionError):
             return store.record(slide_id, space_key).made.get("batching", {})
     return None
+
+
+def _whole(record: CommitRecord | StoreError) -> CommitRecord:
+    if isinstance(record, StoreError):
+        raise record
+    return record
 
 
 def _change(slide: Slide, committed: Mapping[str, Any]) -> str:

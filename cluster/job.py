@@ -5,7 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from her2cache.cohort import Slide
+
 ALREADY_EMBEDDED = "already embedded"
+
+
+@dataclass
+class Task:
+    """A slide to be embedded.
+
+    Attributes:
+        slide: which.
+        which: indices of the spaces that lack it.
+        attempts: begun so far; one that ended with its node does not count.
+    """
+
+    slide: Slide
+    which: list[int]
+    attempts: int = 0
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,13 @@ class SweepModels:
             found.append(slide)
         return found
 
-    def embed_missing(self, slides: Sequence[Slide]) -> dict[str, str]:
-        """Embeds the slides that the store lacks; slide_id -> reason of those that failed."""
+    def embed_missing(self, slides: Sequence[Slide], address: str = "local") -> dict[str, str]:
+        """Embeds the slides that the store lacks; slide_id -> reason of those that failed.
+
+        Args:
+            slides: which.
+            address: of Ray, see `resources.ray_session`; Ray is not started where nothing is missing.
+        """
         missing = {
             key: [slide for slide in slides if not self.store.has(slide.slide_id, key)]
             for key in dict.fromkeys(self.space_keys)
@@ -127,7 +132,7 @@ class SweepModels:
         from cluster.resources import ray_session
 
         reasons: dict[str, str] = {}
-        with ray_session():
+        with ray_session(address):
             for key, lacking in missing.items():
                 outcomes = embed_more(lacking, self.store.find_space(key), self.store).outcomes if lacking else []
                 reasons |= {outcome.slide_id: outcome.reason for outcome in outcomes if outcome.status == "failed"}

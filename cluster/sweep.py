@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cluster.board import running_job
 from cluster.capacity import Terms, choose_terms, read_capacity
 from cluster.directory import Begun, claim, locked, write_environment
 from cluster.fits import Fits, configurations_of
 from cluster.progress import SweepProgress
 from cluster.resources import ray_session
+from cluster.tally import SweepTally
 from her2cache.errors import ConfigError, SweepError
 from trainers.conclusion import conclude_sweep
 from trainers.config import read_experiment
@@ -105,7 +107,7 @@ def _sweep(
         fits = replace(fits, stack=begun.stack)
         resumed = fits.ended()
     if begun is None or not fits.complete():
-        with ray_session(options.address):
+        with ray_session(options.address), running_job("sweep", options.address, str(out)) as job:
             capacity = read_capacity(options.gpus_per_fit)
             terms = choose_terms(
                 study, capacity, len(configurations_of(study)), options.gpus_per_fit, begun.stack if begun else asked
@@ -115,7 +117,9 @@ def _sweep(
             more: dict[str, object] = {"stack": terms.stack, "gpus_per_fit": terms.gpus, "address": options.address}
             write_environment(out, study, {**beginning, **more})
             fits = replace(fits, stack=terms.stack)
-            failures = fits.train(terms, capacity, SweepProgress(watch=watch))
+            tally = SweepTally(job, watch)
+            job.show(tally)
+            failures = fits.train(terms, capacity, tally)
     runs = fits.runs(failures)
     is_new = resumed != frozenset(r.run_id for r in runs)
     write_environment(out, study, {"seconds": round(time.perf_counter() - start, 1)} if is_new else {})

@@ -18,8 +18,10 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
+from cluster import metrics
 from cluster.progress import Listener
 from her2cache.errors import Her2CacheError
 from trainers.candidates import round_configuration
@@ -53,6 +55,10 @@ _NO_MEMORY = (
     "out of memory: its stack is too large for what the machine leaves; stack fewer runs (--stack, in another --out) "
     "or, on a GPU, give every fit more of it (--gpus-per-fit)"
 )
+
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+"""Tune would hand them to its trials in a runtime environment, which Ray writes into its logs. Every process of a node
+has the environment that Ray was started in there, and so those of the driver on this machine."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ def train(
     """
     os.environ.update(_QUIET)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are returned, not logged
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_CREDENTIALS)
     trial = tune.with_parameters(_Trial, jobs=jobs, ground=ground, save_every=SAVE_EVERY, report_every=_REPORT_S)
     space = {} if searcher else {"job": tune.grid_search(list(range(len(jobs.listed))))}
     with _scratch(ground.out) as scratch:
@@ -191,11 +198,13 @@ class _Trial(tune.Trainable):
             plans = self._jobs.plans(self.config)
             training = Lockstep(plans, self._ground.store, self._ground.out, self._device, self._save_every)
             self._training = training
-        report, until = time.monotonic() + self._report_every, self.config.get("until", sys.maxsize)
+        began, before = time.monotonic(), training.epochs_done
+        report, until = began + self._report_every, self.config.get("until", sys.maxsize)
         while not training.done and training.epochs_done < until:
             training.epoch()
             if time.monotonic() >= report:
                 break
+        metrics.count_epochs(training.epochs_done - before, time.monotonic() - began)
         done = training.done or training.epochs_done >= until
         if done and not training.done:
             training.save()

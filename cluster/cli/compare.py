@@ -8,6 +8,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
+from cluster.cli.logfile import log_file_option
 from cluster.cli.output import Item, Outcome
 from cluster.cli.reading import read_options, scales_options
 from cluster.cli.verb import verb
@@ -45,6 +46,7 @@ _WHAT = {
     is_flag=True,
     help="Rank an embedder on cases whose labels its weights have seen; the table says so.",
 )
+@log_file_option
 @verb
 def compare(
     cohort: Path,

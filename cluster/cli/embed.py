@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 
 from cluster.cli.bars import live, pace
+from cluster.cli.logfile import log_file_option
 from cluster.cli.output import Item, Outcome, count_of
 from cluster.cli.reading import read_options, reading_options
 from cluster.cli.verb import verb
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("inputs", metavar="COHORT|SLIDE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--store", required=True, metavar="DIR", help="Feature store; made when there is none.")
+@click.argument("inputs", metavar="COHORT|SLIDE...", nargs=-1, required=True)
+@click.option(
+    "--store",
+    required=True,
+    metavar="URI",
+    help="Feature store, a directory or s3://BUCKET/PREFIX; made if there is none.",
+)
 @click.option(
     "--embedder",
     "embedders",
@@ -64,12 +69,14 @@ if TYPE_CHECKING:
 )
 @click.option("--replace", is_flag=True, help="Embed anew the slides whose file changed since they were embedded.")
 @click.option("--address", default="local", show_default=True, help="Ray: local, auto or HOST:PORT.")
+@log_file_option
 @verb
-def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **options: Any) -> Outcome:
+def embed(inputs: tuple[str, ...], store: str, embedders: tuple[str, ...], **options: Any) -> Outcome:
     """Push every patch of slides once through frozen embedders, into a feature store.
 
     Slides that the store already has are skipped; a slide that fails is recorded and the others go on.
     """
+    from cluster.account import bottleneck_of, shown
     from cluster.cli.inputs import slides_of
     from cluster.embed_job import embed_slides
     from cluster.job import EmbedOptions
@@ -97,6 +104,8 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
             "segments_decoded": report.segments_decoded,
             "left_out": report.left_out,
             "seconds": round(report.seconds, 3),
+            "bottleneck": bottleneck_of(report.stages),
+            "stages": shown(report.stages),
             "warnings": report.warnings,
         },
         summary=summarise(report, names, opened.uri),
@@ -105,6 +114,7 @@ def embed(inputs: tuple[Path, ...], store: str, embedders: tuple[str, ...], **op
 
 def summarise(report: EmbedReport, names: list[str], store: str) -> list[str]:
     """Lines for a person."""
+    from cluster.account import bottleneck_of
     from cluster.job import ALREADY_EMBEDDED
 
     count = {s: sum(o.status == s for o in report.outcomes) for s in ("done", "skipped", "failed")}
@@ -114,6 +124,8 @@ def summarise(report: EmbedReport, names: list[str], store: str) -> list[str]:
         work = f"{report.patches:,} patches x {count_of(len(names), 'embedder')}"
         took = f"{report.seconds:.1f} s ({rate:,.0f} patches/s)"
         lines.append(f"{count_of(count['done'], 'slide')} embedded: {work} in {took}")
+    if bottleneck := bottleneck_of(report.stages):
+        lines.append(f"bottleneck {bottleneck}: at work {report.stages[bottleneck].busy:.0%} of the time")
     lines += [f"{n:,} {reason} patches left out" for reason, n in report.left_out.items() if n]
     there = sum(o.reason == ALREADY_EMBEDDED for o in report.outcomes)
     if there:

@@ -22,6 +22,7 @@ _VERBS = {
     "heatmap": "cluster.cli.score:heatmap",
     "report": "cluster.cli.score:report",
     "view": "cluster.cli.view:view",
+    "status": "cluster.cli.status:status",
     "store": "cluster.cli.store:store",
 }
 

@@ -11,6 +11,7 @@ import click
 from rich.markup import escape
 
 from cluster.cli.bars import bar
+from cluster.cli.logfile import log_file_option
 from cluster.cli.output import Item, Outcome, err
 from cluster.cli.verb import verb
 
@@ -50,6 +51,7 @@ _OPTIONS = (
         help="auto: mixed on a GPU.",
     ),
     click.option("--address", default="local", show_default=True, help="Ray: local, auto or HOST:PORT."),
+    log_file_option,
 )
 
 
@@ -85,7 +87,7 @@ def pcam(data: Path, out: Path, init: str, address: str, cache: Path | None, **o
     settings, load = _settings(options), partial(open_pcam, data.absolute(), cache=cache)
     start = _init(init, 96)
     with ray_session(address):
-        return _trained("alexnet-pcam", load, settings, out, start)
+        return _trained("alexnet-pcam", load, settings, out, start, address)
 
 
 @pretrain.command()
@@ -162,7 +164,7 @@ def ihc(
         with bar("cutting", "slides") as watch:
             report = cut_slides(parts.slides, reading, max_patches, folder, watch)
         load = partial(ihc_data, report.cut, parts, mpp)
-        outcome = _trained("alexnet-ihc", load, settings, out, start)
+        outcome = _trained("alexnet-ihc", load, settings, out, start, address)
     seen = len({s.case_id for s in (*parts.train, *parts.valid)})
     left_out = f"{len(held_out.cases)} left out: {held_out.why}"
     return Outcome(
@@ -202,14 +204,20 @@ def _trained(
     settings: PretrainSettings,
     out: Path,
     init: Tensors | None,
+    address: str,
 ) -> Outcome:
     """Trains, adds the row of Table 1, and tells."""
+    from cluster.board import running_job
     from cluster.pretraining import train_network
+    from cluster.tally import PretrainTally
     from trainers.results import read_csv
     from trainers.table1 import FILE, add_to_table1, table1_table
 
     out = out.absolute()
-    card, was_there = train_network(load, settings, out, init=init, watch=_say)
+    with running_job("pretrain", address, str(out)) as job:
+        tally = PretrainTally(job, settings.epochs, _say)
+        job.show(tally)
+        card, was_there = train_network(load, settings, out, init=init, watch=tally)
     table = add_to_table1(embedder, card, out)
     return Outcome(
         items=[Item(out.name, "skipped" if was_there else "done", "trained already" if was_there else "")],

@@ -26,6 +26,12 @@ _sweep = click.option(
 _embedder = click.option(
     "--embedder", metavar="NAME", help="Whose models; by default those of least mean validation loss."
 )
+_address = click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    help="Ray where slides are embedded that the store lacks: local, auto or HOST:PORT.",
+)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -49,6 +55,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--run", "run_id", metavar="RUN_ID", help="One model; by default those of all folds.")
 @click.option("--out", metavar="FILE", type=_FILE, help="Write a row a slide, .csv or .parquet.")
 @click.option("--cases", metavar="FILE", type=_FILE, help="Write a row a case, .csv or .parquet.")
+@_address
 @verb
 def score(
     targets: tuple[str, ...],
@@ -59,6 +66,7 @@ def score(
     run_id: str | None,
     out: Path | None,
     cases: Path | None,
+    address: str,
 ) -> Outcome:
     """Score slides by Monte-Carlo bags: slide files, slide_ids of the sweep, or a cohort table.
 
@@ -76,7 +84,7 @@ def score(
             check_table_name(file)
     models = open_models(sweep, embedder=embedder, run_id=run_id)
     slides = slides_named(targets, models) if targets else models.test_slides(sweep)
-    reasons = models.embed_missing(slides)
+    reasons = models.embed_missing(slides, address)
     with bar("scores", "slides") as watch:
         scores = score_each(slides, models, bags, tolerance, reasons, watch)
     scored, task = [slide for slide in slides if slide.slide_id in scores], models.task
@@ -146,6 +154,7 @@ def score(
 @click.option(
     "--truth", metavar="NPZ", type=_FILE, help="Truth map to compare attention with; found for synthetic cohorts."
 )
+@_address
 @verb
 def heatmap(
     target: str,
@@ -161,6 +170,7 @@ def heatmap(
     patches: Path | None,
     top: int,
     truth: Path | None,
+    address: str,
 ) -> Outcome:
     """Draw where a model looks on a slide (algorithm 1 of the paper), over its thumbnail."""
     from cluster.cli.naming import ihc_named, slides_named
@@ -174,7 +184,7 @@ def heatmap(
     choice = MapChoice.parse(kind, models.task)
     (slide,) = slides_named([target], models)
     beside = None if ihc is None else ihc_named(ihc, models)
-    reasons = models.embed_missing([slide])
+    reasons = models.embed_missing([slide], address)
     if reasons:
         raise SlideError(reasons[slide.slide_id])
     options = MapOptions(bags, choice, scale_max, beside, truth, geojson, patches, top)

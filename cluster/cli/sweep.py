@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cluster.cli.files import describe
+from cluster.cli.logfile import log_file_option
 from cluster.cli.output import Item, Outcome
 from cluster.cli.verb import verb
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Test an embedder on cases whose labels its weights have seen, as the paper did; every table says so.",
 )
+@log_file_option
 @verb
 def sweep(
     experiment: Path,

@@ -53,7 +53,7 @@ def ours(store: Path) -> list[int]:
 
 def finish(slides: list[Path], store: Path) -> None:
     """Runs a job to its end, which must be a good one."""
-    assert start(slides, store).wait(timeout=300) == 0, log_of(store).read_text()
+    assert start(slides, store).wait(timeout=900) == 0, log_of(store).read_text()
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -89,7 +89,7 @@ def rounds(n: int, slides: list[Path], folder: Path) -> dict[str, int]:
         job = start(slides, store)
         victim = VICTIMS[k % len(VICTIMS)]
         struck[victim] += strike(job, victim, rng)
-        job.wait(timeout=300)
+        job.wait(timeout=900)
         assert eventually(lambda: not ours(store), 60), f"round {k}: processes outlive their job"  # noqa: B023
         if (store / "store.json").exists():
             opened = FeatureStore.open(store)

@@ -99,7 +99,7 @@ def ledger(out: Path) -> dict[str, bytes]:
 def finish(project: Path, out: Path, method: str) -> float:
     """Runs a sweep to its end, which must be a good one; returns the seconds that it took."""
     began = time.monotonic()
-    assert start(project, out, method).wait(timeout=300) == 0, log_of(out).read_text()
+    assert start(project, out, method).wait(timeout=900) == 0, log_of(out).read_text()
     return time.monotonic() - began
 
 
@@ -140,7 +140,7 @@ def rounds(n: int, project: Path, folder: Path, method: str) -> dict[str, int]:
         out, victim = folder / f"round{k}", VICTIMS[k % len(VICTIMS)]
         job = start(project, out, method)
         struck[victim] += strike(job, out, victim, rng, whole)
-        job.wait(timeout=300)
+        job.wait(timeout=900)
         assert eventually(lambda: not left_over(out), 60), f"round {k}: {left_over(out)} outlive their sweep"  # noqa: B023
         before = ledger(out) if (out / "ledger").exists() else {}
         finish(project, out, method)
