@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from cluster.deadline import in_time
-from cluster.stages import DecodedBlock, EmbeddedBlock, Meter, Spent
+from cluster.telemetry.stages import DecodedBlock, EmbeddedBlock, Meter, Spent
 from her2cache.cohort import Slide
 from her2cache.embedder import Batching, Embedder, Recipe
 from her2cache.errors import EmbedderError, SlideOpenError, StoreError

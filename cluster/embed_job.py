@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.account import StageRate
 from cluster.actors import SpaceShape
 from cluster.batching import fixed_batching
-from cluster.board import running_job
 from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome, Task
 from cluster.pipeline import Pipeline
 from cluster.resources import ray_session
+from cluster.telemetry.account import StageRate
+from cluster.telemetry.board import running_job
 from her2cache.backbones.device import best_device
 from her2cache.backbones.pooled import doubt
 from her2cache.cohort import Slide

@@ -30,13 +30,13 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cluster.account import Account
 from cluster.actors import SpaceResult, SpaceShape, remote_embedder, remote_reader, remote_writer
 from cluster.batching import fixed_batching
-from cluster.board import Job
 from cluster.crew import Crew, Lane, Pending, Station, device_of_cluster
 from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome, Task
 from cluster.reasons import reason, tail
+from cluster.telemetry.account import Account
+from cluster.telemetry.board import Job
 from her2cache.embedder import Recipe
 from her2cache.errors import Her2CacheError, SlideError, StoreError, StoreUnreachableError
 from her2cache.ingest import ReadOptions, ReadSummary, SlideSurvey

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster.board import running_job
 from cluster.capacity import Terms, choose_terms, read_capacity
 from cluster.directory import Begun, claim, locked, write_environment
 from cluster.fits import Fits, configurations_of
 from cluster.progress import SweepProgress
 from cluster.resources import ray_session
-from cluster.tally import SweepTally
+from cluster.telemetry.board import running_job
+from cluster.telemetry.tally import SweepTally
 from her2cache.errors import ConfigError, SweepError
 from trainers.conclusion import conclude_sweep
 from trainers.config import read_experiment

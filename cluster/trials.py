@@ -21,8 +21,8 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
-from cluster import metrics
 from cluster.progress import Listener
+from cluster.telemetry import metrics
 from her2cache.errors import Her2CacheError
 from trainers.candidates import round_configuration
 from trainers.fit import SAVE_EVERY

@@ -76,10 +76,10 @@ def embed(inputs: tuple[str, ...], store: str, embedders: tuple[str, ...], **opt
 
     Slides that the store already has are skipped; a slide that fails is recorded and the others go on.
     """
-    from cluster.account import bottleneck_of, shown
     from cluster.cli.inputs import slides_of
     from cluster.embed_job import embed_slides
     from cluster.job import EmbedOptions
+    from cluster.telemetry.account import bottleneck_of, shown
     from her2cache.backbones.registry import load_recipe
     from her2cache.store.reader import FeatureStore
 
@@ -114,8 +114,8 @@ def embed(inputs: tuple[str, ...], store: str, embedders: tuple[str, ...], **opt
 
 def summarise(report: EmbedReport, names: list[str], store: str) -> list[str]:
     """Lines for a person."""
-    from cluster.account import bottleneck_of
     from cluster.job import ALREADY_EMBEDDED
+    from cluster.telemetry.account import bottleneck_of
 
     count = {s: sum(o.status == s for o in report.outcomes) for s in ("done", "skipped", "failed")}
     lines: list[str] = []

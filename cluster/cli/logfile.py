@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cluster.logs import LOG_FILE
+from cluster.telemetry.logs import LOG_FILE
 
 
 def _set(context: click.Context, _: click.Parameter, path: Path | None) -> None:

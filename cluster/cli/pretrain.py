@@ -207,9 +207,9 @@ def _trained(
     address: str,
 ) -> Outcome:
     """Trains, adds the row of Table 1, and tells."""
-    from cluster.board import running_job
     from cluster.pretraining import train_network
-    from cluster.tally import PretrainTally
+    from cluster.telemetry.board import running_job
+    from cluster.telemetry.tally import PretrainTally
     from trainers.results import read_csv
     from trainers.table1 import FILE, add_to_table1, table1_table
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from cluster.notices import Found
+    from cluster.telemetry.notices import Found
 
 _WATCH_S = 1.0
 _REASON_LENGTH = 160
@@ -36,7 +36,7 @@ def status(address: str, watch: bool) -> Outcome:
     Rates are of the last half minute. A stage that works all the time is what the others wait for.
     """
     from cluster.cli.output import out
-    from cluster.status import running_jobs
+    from cluster.telemetry.status import running_jobs
 
     if watch and out.is_terminal:
         _follow(address)
@@ -59,7 +59,7 @@ def _follow(address: str) -> None:
 
     from cluster.cli.output import out
     from cluster.resources import ray_session
-    from cluster.status import running_jobs
+    from cluster.telemetry.status import running_jobs
 
     def shown() -> RenderableType:
         return render(running_jobs(address)[0])
@@ -88,7 +88,7 @@ def _job(job: Found) -> list[RenderableType]:
     from rich.padding import Padding
     from rich.text import Text
 
-    from cluster.status import SILENT_S
+    from cluster.telemetry.status import SILENT_S
 
     state = job.state
     head = Text.assemble((state["job"], "bold"), f"  {_plain(state['about'])}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.logs import EventLog, line_of, mask
+from cluster.telemetry.logs import EventLog, line_of, mask
 from her2cache.errors import ConfigError
 
 

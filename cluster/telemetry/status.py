@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.notices import Found, read_notices
+from cluster.telemetry.notices import Found, read_notices
 
 SILENT_S = 15.0
 """A job that has said nothing for so long is stopped, or its machine is too busy."""
@@ -23,8 +23,8 @@ def running_jobs(address: str) -> tuple[list[Found], list[str]]:
     """
     if address == "local":
         return read_notices(), []
-    from cluster.board import read_board
     from cluster.resources import ray_session
+    from cluster.telemetry.board import read_board
 
     with ray_session(address):
         return read_board()

@@ -21,8 +21,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.logs import LOG_FILE, EventLog, Level, mask
-from cluster.notices import Found, Notice
+from cluster.telemetry.logs import LOG_FILE, EventLog, Level, mask
+from cluster.telemetry.notices import Found, Notice
 
 NAMESPACE = "her2cache"
 """Of the actors that keep states."""

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import ray
 
-from cluster import metrics
+from cluster.telemetry import metrics
 from her2cache.ingest import FeatureBlock, PatchBlock
 
 Stage = Literal["decode", "forward", "write"]

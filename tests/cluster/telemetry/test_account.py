@@ -13,11 +13,11 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from cluster.account import Account, Sums, bottleneck_of, rates_between
-from cluster.board import Job
 from cluster.job import Progress, SlideOutcome
-from cluster.logs import EventLog
-from cluster.stages import STAGES, Meter, Spent, Stage
+from cluster.telemetry.account import Account, Sums, bottleneck_of, rates_between
+from cluster.telemetry.board import Job
+from cluster.telemetry.logs import EventLog
+from cluster.telemetry.stages import STAGES, Meter, Spent, Stage
 from her2cache.errors import SlideOpenError
 
 ZERO = dict.fromkeys(STAGES, 0)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from cluster import metrics
-from cluster.board import Job
 from cluster.job import Progress, SlideOutcome
-from cluster.logs import Level, mask
 from cluster.reasons import reason
-from cluster.stages import STAGES, Spent
+from cluster.telemetry import metrics
+from cluster.telemetry.board import Job
+from cluster.telemetry.logs import Level, mask
+from cluster.telemetry.stages import STAGES, Spent
 
 WINDOW_S = 30.0
 """Rates are of the last half minute."""

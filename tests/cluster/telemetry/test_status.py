@@ -24,9 +24,9 @@ from cluster import notices
 from cluster.cli.main import main
 from cluster.cli.status import render
 from cluster.job import EmbedOptions
-from cluster.logs import LOG_FILE
-from cluster.notices import Found, Notice, read_notices
-from cluster.tally import SweepTally
+from cluster.telemetry.logs import LOG_FILE
+from cluster.telemetry.notices import Found, Notice, read_notices
+from cluster.telemetry.tally import SweepTally
 from her2cache.cohort import Slide
 from her2cache.store.reader import FeatureStore
 from tests.commands import COMMAND, command
@@ -77,7 +77,10 @@ class TestNotices:
         assert list(board.iterdir()) == []
 
     def test_a_killed_process_leaves_nothing_on_the_board(self, board: Path) -> None:
-        posts = "from cluster.notices import Notice; n = Notice('embed-1'); n.post({'job': 'embed-1', 'since': '1'});"
+        posts = (
+            "from cluster.telemetry.notices import Notice;"
+            " n = Notice('embed-1'); n.post({'job': 'embed-1', 'since': '1'});"
+        )
         with subprocess.Popen([sys.executable, "-c", f"{posts} input()"], stdin=subprocess.PIPE) as process:
             assert eventually(lambda: bool(read_notices()))
             process.send_signal(signal.SIGSTOP)  # not dead
@@ -142,8 +145,8 @@ class TestShown:
         assert "bottleneck: none yet" in text_of(state | {"bottleneck": None})
 
     def test_a_sweep(self, tmp_path: Path) -> None:
-        from cluster.board import Job
-        from cluster.logs import EventLog
+        from cluster.telemetry.board import Job
+        from cluster.telemetry.logs import EventLog
 
         log = tmp_path / "log"
         tally = SweepTally(Job("sweep", "local", "/out", EventLog(log)), lambda _: None)
@@ -380,7 +383,7 @@ def exported(port: int) -> dict[str, float]:
 
 
 def test_a_board_that_cannot_be_written_stops_no_job(board: Path) -> None:
-    from cluster.board import running_job
+    from cluster.telemetry.board import running_job
 
     board.write_text("in the way")
     with running_job("embed", "local", "/store") as job:

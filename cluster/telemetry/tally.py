@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cluster import metrics
-from cluster.board import Job
-from cluster.logs import mask
 from cluster.progress import EmbedderProgress, SweepProgress
+from cluster.telemetry import metrics
+from cluster.telemetry.board import Job
+from cluster.telemetry.logs import mask
 from trainers.plan import FitPlan
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What jobs do, seen from outside: counts and rates, a board of running jobs, event logs, metrics."""
