@@ -148,7 +148,8 @@ class Writer:
         self._spaces = list(spaces)
         self._seconds = [0.0] * len(spaces)
         with self._meter:
-            self._attempts = [self._start(survey, space) for space in spaces]
+            for space in spaces:  # one by one: what has begun is discarded if the next fails as nobody foresaw
+                self._attempts.append(self._start(survey, space))
         errors = [attempt for attempt in self._attempts if isinstance(attempt, StoreError)]
         if len(errors) == len(spaces):
             raise errors[0]
@@ -223,6 +224,9 @@ def _commit(key: str, attempt: SlideWriter | EmbedderError | StoreError, made: d
     except StoreError as error:
         attempt.discard()
         return SpaceResult(key, "failed", error)
+    except BaseException:
+        attempt.discard()
+        raise
 
 
 def remote_reader(waiting_blocks: int, where: Any = "DEFAULT") -> Any:

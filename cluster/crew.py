@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.job import Task
@@ -23,7 +22,7 @@ from her2cache.backbones.device import best_device
 from her2cache.errors import EmbedderError
 from her2cache.ingest import ReadSummary, SlideSurvey
 
-_ANSWER_S, _DISCARD_S = 60.0, 10.0
+_ANSWER_S, _DISCARD_S = 5.0, 10.0
 _LOOK_S = 2.0
 """How often nodes are looked at that came or went."""
 
@@ -110,6 +109,7 @@ class Crew:
     Attributes:
         stations: embedders, those that are starting among them.
         lanes: readers and writers.
+        made: provenance, of the embedder that was ready last.
     """
 
     def __init__(
@@ -133,6 +133,7 @@ class Crew:
         """
         self.stations: list[Station] = []
         self.lanes: list[Lane] = []
+        self.made: dict[str, Any] = {}
         self._device = device
         self._new_embedder, self._new_reader, self._new_writer = new_embedder, new_reader, new_writer
         self._most, self._attempts = most, attempts
@@ -217,6 +218,7 @@ class Crew:
             return
         self._died_starting = 0
         station.starting, station.node, station.made = None, made.pop("node"), made
+        self.made = made
 
     def drop_station(self, station: Station) -> None:
         ray.kill(station.actor)
@@ -301,11 +303,14 @@ class Crew:
 
 
 def answers(actor: Any) -> bool:
-    """Whether an actor is alive and can be reached."""
-    with suppress(RayError, TimeoutError):
+    """Whether an actor is alive, as far as Ray knows."""
+    try:
         ray.get(actor.__ray_ready__.remote(), timeout=_ANSWER_S)
-        return True
-    return False
+    except GetTimeoutError:
+        return True  # busy; of one that is dead Ray says so at once
+    except RayError:
+        return False
+    return True
 
 
 def _at(node: str) -> NodeAffinitySchedulingStrategy:

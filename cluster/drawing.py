@@ -94,7 +94,14 @@ def sister_of(slide: Slide, cohort: Iterable[Slide]) -> Slide | None:
     """The first IHC slide of the same case whose file is at hand; none for a slide that is IHC itself."""
     if slide.stain == "IHC":
         return None
-    return next((s for s in cohort if s.stain == "IHC" and s.case_id == slide.case_id and s.path.is_file()), None)
+    return next((s for s in cohort if s.stain == "IHC" and s.case_id == slide.case_id and _at_hand(s)), None)
+
+
+def _at_hand(slide: Slide) -> bool:
+    try:
+        return slide.path.is_file()
+    except Her2CacheError:  # a bucket that cannot be used
+        return False
 
 
 def truth_of(slide: Slide, cohort_table: Path) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.actors import SpaceShape
 from cluster.batching import fixed_batching
-from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome, Task
+from cluster.job import ALREADY_EMBEDDED, STOPPED, EmbedOptions, Progress, SlideOutcome, Task
 from cluster.pipeline import Pipeline
 from cluster.resources import ray_session
 from cluster.telemetry.account import StageRate
@@ -116,6 +116,9 @@ def embed_slides(
         outcomes[slide.slide_id] = SlideOutcome(slide.slide_id, "skipped", ALREADY_EMBEDDED)
         if which:
             todo.append(Task(slide, which))
+    if options.on_error == "fail" and any(outcome.status == "failed" for outcome in outcomes.values()):
+        outcomes |= {task.slide.slide_id: SlideOutcome(task.slide.slide_id, "skipped", STOPPED) for task in todo}
+        todo = []
     if not todo:
         return EmbedReport([outcomes[s.slide_id] for s in slides], keys, warnings=warnings)
     wanted = fixed_batching(reading.patch.patch_px, best_device(), precision)

@@ -8,6 +8,7 @@ from typing import Literal
 from her2cache.cohort import Slide
 
 ALREADY_EMBEDDED = "already embedded"
+STOPPED = "not tried, or not to the end: the job stopped at the first failure"
 
 
 @dataclass

@@ -33,12 +33,12 @@ from ray.exceptions import (
 from cluster.actors import SpaceResult, SpaceShape, remote_embedder, remote_reader, remote_writer
 from cluster.batching import fixed_batching
 from cluster.crew import Crew, Lane, Pending, Station, device_of_cluster
-from cluster.job import ALREADY_EMBEDDED, EmbedOptions, Progress, SlideOutcome, Task
+from cluster.job import ALREADY_EMBEDDED, STOPPED, EmbedOptions, Progress, SlideOutcome, Task
 from cluster.reasons import reason, tail
 from cluster.telemetry.account import Account
 from cluster.telemetry.board import Job
 from her2cache.embedder import Recipe
-from her2cache.errors import Her2CacheError, SlideError, StoreError, StoreUnreachableError
+from her2cache.errors import ConfigError, Her2CacheError, SlideError, StoreError, StoreUnreachableError
 from her2cache.ingest import ReadOptions, ReadSummary, SlideSurvey
 from her2cache.store.reader import FeatureStore
 from her2cache.store.schema import FailureRecord
@@ -143,9 +143,8 @@ class Pipeline:
             self.passes = self._counted()
         finally:
             self.crew.end()
-        stopped = "not tried, or not to the end: the job stopped at the first failure"
         return [
-            self._outcomes.get(task.slide.slide_id, SlideOutcome(task.slide.slide_id, "skipped", stopped))
+            self._outcomes.get(task.slide.slide_id, SlideOutcome(task.slide.slide_id, "skipped", STOPPED))
             for task in self._tasks
         ]
 
@@ -258,7 +257,7 @@ class Pipeline:
         elif lane.taken < lane.survey.blocks:
             load = self.crew.load()
             station = min(self.crew.near(lane), key=lambda each: load[each])
-            lane.made = station.made or self.crew.ready()[0].made
+            lane.made = station.made or self.crew.made
             features = station.actor.embed.remote(item, lane.task.which)
             size = self._reading.block
             patches = min(size, len(lane.survey.coords) - size * lane.taken)
@@ -288,20 +287,22 @@ class Pipeline:
     def _interrupted(self, lane: Lane, error: Exception) -> None:
         """A slide's attempt ended early: by an error of the slide's, or because an actor died under it."""
         cause, where = (error.cause, str(error)) if isinstance(error, RayTaskError) else (error, "")
-        if isinstance(cause, StoreUnreachableError):
+        if isinstance(cause, StoreUnreachableError | ConfigError):
             raise cause from None  # ends the job: it concerns every slide, and is the fault of none
         task = lane.task
         assert task is not None
         lost = isinstance(cause, _LOST)
         if lost:
             self.crew.look(len(self._queue), now=True)
+        used = [pending.station for pending in lane.pending.values() if pending.station is not None]
         gone = not self.crew.has(lane.node)
-        if gone:  # its node is lost, which is not the slide's doing
-            task.attempts -= 1
+        if gone or (lost and any(station.node and not self.crew.has(station.node) for station in used)):
+            task.attempts -= 1  # a node is lost, which is not the slide's doing
+        if gone:
             self.crew.drop_lane(lane)
         else:
             if lost:
-                self.crew.mend(lane, [p.station for p in lane.pending.values() if p.station is not None])
+                self.crew.mend(lane, used)
             if not isinstance(cause, SlideError):  # such an error has ended the stream; after any other the reader is
                 self.crew.new_reader(lane)  # dead, or waiting for someone to take its blocks
             lane.writer.discard.remote()  # a writer does what it is told in order: after the writes under way

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from cluster.drawing import MapOptions, draw_slide, sister_of, truth_of
 from cluster.scoring import SweepModels, open_models
 from her2cache.cohort import Slide
-from her2cache.errors import Her2CacheError, SweepError
+from her2cache.errors import Her2CacheError, SlideOpenError, SweepError
 from her2cache.ids import encode_slide_id
 from her2cache.remote import RemotePath, SlidePath
 from trainers.bag_counts import auc_by_bags, draw_pool
@@ -210,12 +210,18 @@ def _draw(work: _Work, models: SweepModels) -> None:
         picture, patches = (folder / f"{encode_slide_id(slide.slide_id)}{end}" for end in (".png", ".top.png"))
         sister, truth = sister_of(slide, cohort), truth_of(slide, Path(models.experiment.data.cohort))
         made_of = _digest(source["models"], source["slides"][slide.slide_id], source["drawing"])
-        beside = _digest(*(_file(path) for path in (sister and sister.path, truth) if path))
+        try:
+            beside = _digest(*(_file(path) for path in (sister and sister.path, truth) if path))
+            there = slide.path.is_file()
+        except SlideOpenError as error:  # a bucket that cannot be used
+            work.report.slides.append(SlideState(slide.slide_id, "failed", f"no heatmap: {error}"))
+            work.counter.add()
+            continue
         drawn = work.record.heatmaps.get(slide.slide_id, {})
         same = drawn.get("made_of") == made_of and picture.is_file() and patches.is_file()
         if same and drawn.get("beside") == beside:
             work.report.slides.append(SlideState(slide.slide_id, "skipped", "its heatmap is current"))
-        elif not slide.path.is_file():  # what lay beside it is likely not here either, which changes no heatmap
+        elif not there:  # what lay beside it is likely not here either, which changes no heatmap
             if not same:
                 work.record.heatmaps.pop(slide.slide_id, None)
             what = "its heatmap stays as it is" if same else "no heatmap"
@@ -286,7 +292,7 @@ def _file(path: SlidePath) -> tuple[str, int, str]:
     """What a file is known by. Not its time: a copy may have another, and is no other file."""
     if isinstance(path, RemotePath):
         state = path.state()
-        return path.name, state.bytes if state else 0, state.version if state else ""
+        return path.name, state.bytes if state else 0, (state and state.version) or ""
     size = path.stat().st_size
     return path.name, size, hashlib.sha256(path.read_bytes()).hexdigest() if size <= _SMALL_BYTES else ""
 

@@ -73,6 +73,7 @@ def directories_damage(path: Path) -> str | None:
             return "it ends in its head"
         (offset,) = layout.unpack(layout.head, data)
         seen: set[int] = set()
+        children: set[int] = set()
         while True:
             if offset in seen:
                 return "its directories go round in a ring"
@@ -80,11 +81,12 @@ def directories_damage(path: Path) -> str | None:
             if isinstance(found, str):
                 return found
             seen.add(offset)
-            for child in found.children:  # which need not be a chain, but may be one as well
+            for child in set(found.children) - children:
                 looked = _look(file, child, size, layout)
                 if isinstance(looked, str):
                     return looked
-            if len(seen) == _MOST_DIRECTORIES:
+                children.add(child)
+            if len(seen) + len(children) >= _MOST_DIRECTORIES:
                 return f"it has more than {_MOST_DIRECTORIES:,} directories"
             if not found.next:
                 return None
@@ -142,6 +144,8 @@ def _look(file: BinaryIO, offset: int, size: int, layout: _Layout) -> _Directory
             return reason
         if code == _CHILDREN:
             children += _values(file, kind, min(values, _MOST_DIRECTORIES), value, layout)
+            if len(children) > _MOST_DIRECTORIES:
+                return f"a directory of {len(children):,} others"
     return _Directory(children, following)
 
 

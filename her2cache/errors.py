@@ -55,6 +55,10 @@ class StoreUnreachableError(StoreError):
     """An object store does not answer, or refuses us: nothing is wrong with what is being stored."""
 
 
+class StoreSilentError(StoreUnreachableError):
+    """No server answers at all, however long it was waited for."""
+
+
 class SchemaVersionError(StoreError):
     """A store was written with a schema that this version does not read."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from her2cache.dicom import series_of
-from her2cache.errors import SlideError, SlideOpenError
+from her2cache.errors import SlideError, SlideOpenError, StoreUnreachableError
 from her2cache.remote import RemotePath, SlidePath
 
 _HEAD_BYTES = 1 << 18
@@ -41,7 +41,7 @@ def file_changed(path: SlidePath, identity: Mapping[str, Any]) -> bool:
     A file that is not there, or not a file, has not changed; nor has one of which nothing is known, as of imported
     features.
     """
-    if identity.get("bytes") is None or (found := _state(path)) is None:
+    if identity.get("bytes") is None or (found := state_of(path)) is None:
         return False
     size, time = found
     if size != identity["bytes"]:
@@ -61,7 +61,7 @@ def require_unchanged(path: SlidePath, identity: Mapping[str, Any]) -> None:
     """
     if isinstance(path, RemotePath):
         return
-    found = _state(path)
+    found = state_of(path)
     if found is None:
         raise SlideError(
             f"{path} disappeared while it was read: it was moved or deleted, or its storage went away; put it back and"
@@ -91,10 +91,10 @@ def slide_files(path: Path) -> list[Path]:
     return sorted(files)
 
 
-def _state(path: SlidePath) -> tuple[int, int] | None:
-    """A slide's size and time; None where there is no such file, or none that can be seen from here."""
+def state_of(path: SlidePath) -> tuple[int, int] | None:
+    """A slide's bytes and time; None where there is no such file, or none that can be seen from here."""
     if isinstance(path, RemotePath):
-        with suppress(SlideOpenError):
+        with suppress(SlideOpenError, StoreUnreachableError):
             state = path.state()
             return None if state is None else (state.bytes, state.mtime_ns)
         return None

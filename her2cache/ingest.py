@@ -6,6 +6,7 @@ The cluster runs each in an actor of its own; run one after the other they are t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,9 +18,10 @@ from her2cache.colour import ColourSums
 from her2cache.embedder import Augmentation, Embedder
 from her2cache.errors import EmbedderError, EmptyPlanError, SlideError
 from her2cache.focus import edge_strength
-from her2cache.identity import require_unchanged
+from her2cache.identity import require_unchanged, state_of
 from her2cache.pyramid import ReadPlan, plan_read
 from her2cache.regions import Regions, read_regions
+from her2cache.remote import RemotePath, SlidePath
 from her2cache.slide import MppSource, SlideReader, file_identity, open_slide, require_readable, resolve_mpp
 from her2cache.tiling import PatchPlan, PatchSpec, plan_patches, read_blocks
 from her2cache.tissue import Overview, TissueMask, TissueSettings, find_tissue
@@ -139,8 +141,11 @@ def read_slide(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | Pat
 
 
 def _read(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | PatchBlock | ReadSummary]:
+    before = _known_of(slide.path)
     with open_slide(slide.path) as reader:
         plan, survey = _survey(reader, slide, options)
+        if before is not None:  # its identity, which was taken meanwhile, is that of the file that was opened
+            require_unchanged(slide.path, before)
         yield survey
         failed = blurred = 0
         colour = ColourSums()
@@ -162,6 +167,14 @@ def _read(slide: Slide, options: ReadOptions) -> Iterator[SlideSurvey | PatchBlo
             )
         require_unchanged(slide.path, survey.provenance)
         yield ReadSummary(reader.decoded, failed, blurred, colour.statistics(), reasons[:3])
+
+
+def _known_of(path: SlidePath) -> dict[str, int] | None:
+    """Bytes and time of a slide before it is opened; None where it is read from a copy, or opening it will say why."""
+    with suppress(OSError):
+        found = None if isinstance(path, RemotePath) else state_of(path)
+        return None if found is None else {"bytes": found[0], "mtime_ns": found[1]}
+    return None
 
 
 def options_of(slide: Slide, options: ReadOptions) -> ReadOptions:
@@ -248,7 +261,7 @@ def _survey(reader: SlideReader, slide: Slide, options: ReadOptions) -> tuple[Pa
     path = slide.path.resolve()
     provenance = {
         "path": str(path),
-        **file_identity(path),
+        **(reader.identity or file_identity(path)),
         "reader": reader.reader,
         "width": reader.size[0],
         "height": reader.size[1],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,14 @@ class SlideReader(ABC):
         size: (width, height) of level 0, px.
         level_sizes: (width, height) of each level, px.
         downsamples: level-0 px per px of each level.
+        identity: of the copy that is read instead of `path`, see `identity.file_identity`; None where there is no copy.
         decoded: segments decoded so far, a level each (to prove that none is decoded twice).
     """
 
     def __init__(self, path: Path, level_sizes: Sequence[tuple[int, int]], downsamples: Sequence[float]) -> None:
         self.path: SlidePath = path
         self._file = path
+        self.identity: dict[str, Any] | None = None
         self._held = ExitStack()
         self.level_sizes = tuple(level_sizes)
         self.size: tuple[int, int] = self.level_sizes[0]
@@ -48,8 +50,10 @@ class SlideReader(ABC):
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self._kept is not None:
             self._kept.close()
-        self._close()
-        self._held.close()
+        try:
+            self._close()
+        finally:
+            self._held.close()
 
     def keep(self, held: ExitStack) -> None:
         """Takes what is to be let go when the slide is closed, such as the file's place in a cache."""

@@ -15,6 +15,19 @@ from her2cache.store.objects import is_remote, normal_uri, split_uri
 _OF_SEVERAL_FILES = {".mrxs", ".vms", ".vmu", ".dcm"}
 
 
+@dataclass(frozen=True)
+class LocalCopy:
+    """What was staged of a slide.
+
+    Attributes:
+        path: of the copy.
+        identity: of this content, see `identity.file_identity`.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+
+
 @dataclass(frozen=True, order=True)
 class RemotePath:
     """A slide file in object storage. Of a `Path` it has what is asked of a slide's.
@@ -47,17 +60,18 @@ class RemotePath:
         return self
 
     def exists(self) -> bool:
-        """Whether there is such an object, as far as can be seen from here. One request; so for `is_file`."""
-        try:
-            return self.state() is not None
-        except SlideOpenError:
-            return False
+        """Whether there is such an object; so for `is_file`.
+
+        Raises:
+            SlideOpenError: the bucket cannot be used.
+        """
+        return self.state() is not None
 
     def is_file(self) -> bool:
         return self.exists()
 
     def state(self) -> ObjectState | None:
-        """What is known of the object without reading it; None where there is none. One request.
+        """What is known of the object without reading it; None where there is none. One request, two where it fails.
 
         Raises:
             SlideOpenError: the bucket cannot be used.
@@ -70,11 +84,11 @@ class RemotePath:
         Raises:
             SlideOpenError: it cannot be staged.
         """
-        with copied(self.uri) as (_, state, sha256):
-            return {"bytes": state.bytes, "mtime_ns": state.mtime_ns, "sha256": sha256}
+        with self.local() as copy:
+            return copy.identity
 
     @contextmanager
-    def local(self) -> Generator[Path]:
+    def local(self) -> Generator[LocalCopy]:
         """A copy in the node's cache, which stays for as long as the context is open.
 
         Raises:
@@ -85,8 +99,8 @@ class RemotePath:
                 f"{self.uri} is a slide of several files, and only slides of one file are read from object storage;"
                 " copy it to a disk with all its files, and name it there"
             )
-        with copied(self.uri) as (path, _, _):
-            yield path
+        with copied(self.uri) as (path, state, sha256):
+            yield LocalCopy(path, {"bytes": state.bytes, "mtime_ns": state.mtime_ns, "sha256": sha256})
 
 
 SlidePath = Path | RemotePath

@@ -184,12 +184,12 @@ def _refusal(path: Path, reason: str) -> str:
 
 def _open_remote(path: RemotePath) -> SlideReader:
     with ExitStack() as held:
-        local = held.enter_context(path.local())
+        copy = held.enter_context(path.local())
         try:
-            reader = open_slide(local)
+            reader = open_slide(copy.path)
         except SlideOpenError as error:
-            raise SlideOpenError(str(error).replace(str(local), str(path))) from error
-        reader.path = path
+            raise SlideOpenError(str(error).replace(str(copy.path), str(path))) from error
+        reader.path, reader.identity = path, copy.identity
         reader.keep(held.pop_all())
         return reader
 
@@ -235,7 +235,7 @@ def _divert(record: logging.LogRecord) -> bool:
 
 
 # Set once, not around each opening: threads open slides at the same time, and both are the process's own.
-logging.getLogger("tifffile").addFilter(_divert)
+logging.getLogger("tifffile").filters.insert(0, _divert)  # before one of the command's that drops them
 logging.getLogger("tifffile").setLevel(logging.WARNING)  # heard even where the root logger is told to be quieter
 warnings.filterwarnings("ignore", ".*metadata parsing only partially implemented", UserWarning)  # NDPI's suffices here
 

@@ -130,8 +130,13 @@ class Bucket:
     def send(self, path: str, file: Path) -> None:
         """Sends a file; the server compares its sha256. A large one goes in parts and is there as a whole or not."""
         part = max(_PART_BYTES, -(-file.stat().st_size // _MOST_PARTS))
-        with translated(self.uri):
-            obstore.put(self._bucket, self._key(path), file, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+        try:
+            with translated(self.uri):
+                obstore.put(self._bucket, self._key(path), file, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+        except FileNotFoundError:
+            raise StoreUnreachableError(
+                f"{self.uri}/{path}: the server forgot an upload that was under way; run the same command again"
+            ) from None
 
     def delete_each(self, paths: Sequence[str]) -> None:
         """Removes objects, those that are not there too."""

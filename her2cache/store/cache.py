@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -26,7 +26,7 @@ LIMIT_VARIABLE = "HER2CACHE_CACHE_GB"
 _SHARE_OF_DISK = 0.8
 """Without a limit of its own the cache takes this share of what it has and the disk has free."""
 
-_WAIT_S = 0.2
+_WAIT_S, _PATIENCE_S = 0.2, 600.0
 _SUM = ".sha256"
 
 
@@ -63,46 +63,69 @@ class Cache:
         return cls(folder.absolute(), limit_bytes)
 
     @contextmanager
-    def hold(self, key: str, size: int, fill: Callable[[Path], object]) -> Generator[Path]:
+    def hold(self, key: str, size: int, fill: Callable[[Path], object], *, suffix: str = "") -> Generator[Path]:
         """The file of a key, staged first when it is not there; it does not leave the cache meanwhile.
 
         Of all processes of the node one stages it, the others wait for it. Where the room is taken by files that
-        others hold, it waits until they let go. A file that was mapped or opened stays readable afterwards, wherever
-        its name has gone.
+        others hold, it waits for some minutes until they let go. A file that was mapped or opened stays readable
+        afterwards, wherever its name has gone.
 
         Args:
             key: of the content.
             size: bytes it will have.
             fill: writes it into the file of the path that it is given, and may return its sha256, hex, which `sha256`
                 then tells. What it raises is raised here, and nothing is kept.
+            suffix: of the file's name.
 
         Raises:
-            StoreError: it is larger than the limit, the disk is full, or the folder cannot be written.
+            StoreError: it is larger than the limit, others hold too much, the disk is full, or the folder cannot be
+                written.
         """
-        path = self._path(key)
-        while True:
-            held = self._hold(path)
-            if held is not None:
-                break
-            self._stage(path, size, fill)
+        path, waiting = self._path(key, suffix), time.monotonic()
+        while (held := self._hold(path)) is None:
+            if self._stage(path, size, fill):
+                waiting = time.monotonic()
+            elif time.monotonic() - waiting > _PATIENCE_S:
+                raise StoreError(
+                    f"the cache {self.folder} has no room for {size / 1e9:.3g} GB: what is there is in use by open"
+                    f" slides; close other jobs of this node, or raise {LIMIT_VARIABLE}"
+                )
+            else:
+                time.sleep(_WAIT_S)
         try:
             yield path
         finally:
             os.close(held)
 
-    def drop(self, key: str) -> None:
+    def drop(self, key: str, *, suffix: str = "") -> None:
         """Forgets a key, as when its file turned out to be damaged."""
-        _forget(self._path(key))
+        path = self._path(key, suffix)
+        with _locked(self._lock_of(path)):
+            _forget(path)
 
-    def sha256(self, key: str) -> str:
+    def room(self) -> int:
+        """Bytes that files may take together: the limit, or what the disk can give now."""
+        if self.limit_bytes is not None:
+            return self.limit_bytes
+        (self.folder / "files").mkdir(parents=True, exist_ok=True)
+        taken = sum(file.size for file in self._files())
+        return int(_SHARE_OF_DISK * (shutil.disk_usage(self.folder).free + taken))
+
+    def sha256(self, key: str, *, suffix: str = "") -> str:
         """What `fill` said of the content when it was staged; "" when it said nothing, or the key has left."""
         try:
-            return _sum_path(self._path(key)).read_text()
+            return _sum_path(self._path(key, suffix)).read_text()
         except FileNotFoundError:
             return ""
 
-    def _path(self, key: str) -> Path:
-        return self.folder / "files" / hashlib.sha256(key.encode()).hexdigest()
+    def _path(self, key: str, suffix: str) -> Path:
+        return self.folder / "files" / (hashlib.sha256(key.encode()).hexdigest() + suffix)
+
+    def _lock_of(self, path: Path) -> Path:
+        """The lock that whoever stages or drops a file holds; some share one."""
+        folder = self.folder / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / path.name[:3]
 
     def _hold(self, path: Path) -> int | None:
         """A shared lock on a file of the cache, which marks it as used just now; None where it is not there."""
@@ -111,53 +134,54 @@ class Cache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
+        now = time.time_ns()  # the kernel's own clock is coarse, and would leave the order of quick uses open
         try:
-            now = time.time_ns()  # the kernel's own clock is coarse, and would leave the order of quick uses open
-            os.utime(path, ns=(now, now))
+            with suppress(PermissionError):  # another user's keeps its age
+                os.utime(path, ns=(now, now))
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except FileNotFoundError:
             pass  # it left between opening and locking
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
         return None
 
-    def _stage(self, path: Path, size: int, fill: Callable[[Path], object]) -> None:
-        """Stages a file unless another process did meanwhile, or there is no room yet."""
+    def _stage(self, path: Path, size: int, fill: Callable[[Path], object]) -> bool:
+        """Stages a file unless another process did meanwhile; False where there is no room yet."""
         if self.limit_bytes is not None and size > self.limit_bytes:
             raise StoreError(
                 f"an object of {size / 1e9:.3g} GB does not fit into the cache {self.folder} of"
                 f" {self.limit_bytes / 1e9:.3g} GB; raise {LIMIT_VARIABLE}"
             )
         try:
-            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-            path.parent.mkdir(exist_ok=True)
-            with _locked(self.folder / "locks" / path.name[:3]):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self._lock_of(path)):
                 if path.exists():
-                    return
+                    return True
                 part = self._reserve(size)
-                if part is not None:
-                    with part as target:
-                        said = fill(target)
-                        if isinstance(said, str):
-                            _sum_path(path).write_text(said)
-                        _flush(target)
-                        target.replace(path)
-                    return
+                if part is None:
+                    return False
+                with part as target:
+                    said = fill(target)
+                    if isinstance(said, str):
+                        _sum_path(path).write_text(said)
+                    _flush(target)
+                    target.replace(path)
+                return True
         except OSError as error:
             raise StoreError(
                 f"the cache {self.folder} cannot be written ({error}); free some space, check its permissions, or name"
                 f" another folder in {FOLDER_VARIABLE}"
             ) from error
-        time.sleep(_WAIT_S)
 
     def _reserve(self, size: int) -> _Part | None:
         """A file of that size under a name of its own, once there is room for it; None while others hold too much."""
         with _locked(self.folder / "locks" / "room"):
             files = sorted(self._files(), key=lambda file: file.used)
             taken = sum(file.size for file in files)
-            limit = self.limit_bytes
-            if limit is None:
-                limit = int(_SHARE_OF_DISK * (shutil.disk_usage(self.folder).free + taken))
+            limit = self.room()
             for file in files:
                 if taken + size <= limit:
                     break

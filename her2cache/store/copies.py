@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,15 +14,19 @@ from pathlib import Path
 import obstore
 from obstore.exceptions import PreconditionError
 
-from her2cache.errors import SlideOpenError, StoreUnreachableError
+from her2cache.errors import SlideOpenError, StoreSilentError, StoreUnreachableError
 from her2cache.store.cache import Cache
 from her2cache.store.objects import open_bucket, split_uri, translated
 
 _RANGE_BYTES = 32 << 20
 _RANGES_AT_ONCE = 4
 
-_checked: set[str] = set()
-"""Copies whose sha256 this process has compared."""
+_SILENCE_S = 60.0
+_silent: dict[str, float] = {}
+"""Buckets whose server did not answer, and when."""
+
+_checked: set[tuple[str, int]] = set()
+"""Key and inode of the copies whose sha256 this process has compared."""
 
 
 @dataclass(frozen=True)
@@ -31,34 +36,43 @@ class ObjectState:
     Attributes:
         bytes: its size.
         mtime_ns: when it was written.
-        version: its ETag.
+        version: its ETag; None where the server has none.
     """
 
     bytes: int
     mtime_ns: int
-    version: str
+    version: str | None
 
 
 def look_up(uri: str) -> ObjectState | None:
-    """What is known of an object without reading it; None where there is none. One request.
+    """What is known of an object without reading it; None where there is none. One request, two where it fails.
 
     Raises:
-        SlideOpenError: the bucket cannot be used, for whatever reason.
+        SlideOpenError: the bucket cannot be used.
+        StoreSilentError: its server does not answer; those who ask soon afterwards need not wait to be told.
     """
+    name, key = split_uri(uri)
+    if time.monotonic() - _silent.get(name, -_SILENCE_S) < _SILENCE_S:
+        raise StoreSilentError(f"{uri} cannot be reached: its server did not answer just now; try again later")
     try:
-        bucket, key = open_bucket(uri), split_uri(uri)[1]
+        bucket = open_bucket(uri)
         try:
             with translated(uri):
                 found = obstore.head(bucket, key)
+        except StoreSilentError:
+            raise
         except (FileNotFoundError, StoreUnreachableError):
             with translated(uri):  # the answer to a HEAD has no body that would say why
                 found = obstore.get(bucket, key).meta
     except FileNotFoundError:
         return None
+    except StoreSilentError:
+        _silent[name] = time.monotonic()
+        raise
     except StoreUnreachableError as error:
         raise SlideOpenError(str(error)) from None
     modified = int(found["last_modified"].timestamp() * 1e6) * 1000
-    return ObjectState(found["size"], modified, found["e_tag"] or str(modified))
+    return ObjectState(found["size"], modified, found["e_tag"])
 
 
 @contextmanager
@@ -73,19 +87,21 @@ def copied(uri: str) -> Generator[tuple[Path, ObjectState, str]]:
 
     Raises:
         SlideOpenError: there is no such object, the bucket cannot be used, or the copy is damaged twice over.
+        StoreError: there is no room for it in the cache, or the server does not answer.
     """
     state = look_up(uri)
     if state is None:
         raise SlideOpenError(f"{uri} does not exist; correct the path, or look into the bucket")
-    cache, key = Cache.of_node(), f"{uri} {state.version} {state.bytes}"
+    cache, key = Cache.of_node(), f"{uri} {state.version or state.mtime_ns} {state.bytes}"
+    suffix = ".ndpi" if uri.lower().endswith(".ndpi") else ""  # by which tifffile knows its 64-bit offsets
     for _ in range(2):
-        with cache.hold(key, state.bytes, lambda path: _fetch(uri, state, path)) as path:
-            sha256 = cache.sha256(key)
-            if key in _checked or _sum(path) == sha256:
-                _checked.add(key)
+        with cache.hold(key, state.bytes, lambda path: _fetch(uri, state, path), suffix=suffix) as path:
+            sha256, copy = cache.sha256(key, suffix=suffix), (key, path.stat().st_ino)
+            if copy in _checked or _sum(path) == sha256:
+                _checked.add(copy)
                 yield path, state, sha256
                 return
-            cache.drop(key)
+            cache.drop(key, suffix=suffix)
     raise SlideOpenError(
         f"{uri}: its copy in {cache.folder} is damaged, and so was the one before: the disk is failing; name a folder"
         " on another one in HER2CACHE_CACHE"
@@ -99,9 +115,13 @@ def _fetch(uri: str, state: ObjectState, path: Path) -> str:
     def fetch(start: int) -> None:
         stop = min(start + _RANGE_BYTES, state.bytes)
         # the same content in every range, or none
-        options: obstore.GetOptions = {"range": (start, stop), "if_match": state.version}
+        options: obstore.GetOptions = {"range": (start, stop)}
+        if state.version is not None:
+            options["if_match"] = state.version
         with translated(uri):
             data = obstore.get(bucket, key, options=options).bytes()
+        if len(data) != stop - start:
+            raise StoreUnreachableError(f"{uri}: the server gave {len(data)} bytes for {stop - start}; try again later")
         os.pwrite(descriptor, data, start)
 
     descriptor = os.open(path, os.O_WRONLY)
@@ -110,6 +130,8 @@ def _fetch(uri: str, state: ObjectState, path: Path) -> str:
             list(pool.map(fetch, range(0, state.bytes, _RANGE_BYTES)))
     except (FileNotFoundError, PreconditionError):
         raise SlideOpenError(f"{uri} was changed while it was read; run the same command again") from None
+    except StoreSilentError:
+        raise
     except StoreUnreachableError as error:
         raise SlideOpenError(str(error)) from None
     finally:

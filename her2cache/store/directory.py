@@ -72,7 +72,7 @@ class Directory:
         try:
             with _staged(target, data) as staged:
                 staged.replace(target)
-            self._flush(path)
+            sync_up_to(target.parent, self.root)
         except OSError as error:
             raise _unwritable(target, error) from error
 

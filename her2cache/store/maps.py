@@ -84,7 +84,9 @@ class SlideViews(Sequence[NDArray[np.floating[Any]]]):
             return [self[view] for view in range(self.views)[index]]
         chunk = features_chunk(range(self.views)[index])  # raises where there is no such view
         path = f"{self.folder}/{chunk}"
-        return _kept_map(path, self.n_patches, self.dim, self.dtype, verify=self.verify)  # pyright: ignore[reportReturnType]
+        # a map of a file that left the node's cache would keep its room on the disk
+        opened = open_map if is_remote(path) else _kept_map
+        return opened(path, self.n_patches, self.dim, self.dtype, verify=self.verify)  # pyright: ignore[reportReturnType]
 
 
 class SlideMaps(Mapping[str, SlideViews]):

@@ -18,10 +18,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import ObjectStore, S3Store
 
-from her2cache.errors import ConfigError, StoreError, StoreUnreachableError
+from her2cache.errors import ConfigError, StoreError, StoreSilentError, StoreUnreachableError
 
 SCHEMES = ("s3",)
 """Kinds of object stores that are known; a directory needs none."""
@@ -123,24 +123,25 @@ def open_bucket(uri: str | Path) -> ObjectStore:
 def translated(uri: str | Path) -> Generator[None]:
     """Makes errors of obstore ours, in one line and without what only its authors can read.
 
-    `FileNotFoundError` (no such object) and obstore's `AlreadyExistsError` (of `mode="create"`) pass as they are.
+    `FileNotFoundError` (no such object) and obstore's `AlreadyExistsError` and `PreconditionError` (of
+    a condition that we set) pass as they are.
 
     Raises:
         StoreUnreachableError: the bucket does not exist, or its server does not answer or refuses us.
     """
     try:
         yield
-    except AlreadyExistsError:
+    except (AlreadyExistsError, PreconditionError):
         raise
     except FileNotFoundError as error:
         if "NoSuchBucket" not in str(error):
             raise
-        message = _explained(uri, str(error))
+        failed = _explained(uri, str(error))
     except BaseError as error:
-        message = _explained(uri, str(error))
+        failed = _explained(uri, str(error))
     else:
         return
-    raise StoreUnreachableError(message) from None  # what obstore says in full goes nowhere
+    raise failed from None  # what obstore says in full goes nowhere
 
 
 def stream(uri: str | Path) -> Iterator[memoryview]:
@@ -163,25 +164,31 @@ def _opened(bucket: str, environment: tuple[tuple[str, str], ...]) -> ObjectStor
         options["virtual_hosted_style_request"] = not endpoint and "." not in bucket
     if "AWS_CHECKSUM_ALGORITHM" not in variables:
         options["checksum_algorithm"] = "SHA256"  # the server refuses an object that came otherwise than it was sent
-    return S3Store(
-        bucket,
-        client_options={
-            "allow_http": endpoint.startswith("http://"),
-            "connect_timeout": timedelta(seconds=_CONNECT_S),
-            "read_timeout": timedelta(seconds=_SILENCE_S),
-            "timeout": timedelta(seconds=_REQUEST_S),  # of a whole object, which may be large and the line slow
-        },
-        retry_config={
-            "max_retries": 1000,  # time is what ends them
-            "retry_timeout": timedelta(seconds=_patience(variables)),
-            "backoff": {
-                "init_backoff": timedelta(seconds=0.1),
-                "max_backoff": timedelta(seconds=3),
-                "base": 2,
+    try:
+        return S3Store(
+            bucket,
+            client_options={
+                "allow_http": endpoint.startswith("http://"),
+                "connect_timeout": timedelta(seconds=_CONNECT_S),
+                "read_timeout": timedelta(seconds=_SILENCE_S),
+                "timeout": timedelta(seconds=_REQUEST_S),  # of a whole object, which may be large and the line slow
             },
-        },
-        **options,
-    )
+            retry_config={
+                "max_retries": 1000,  # time is what ends them
+                "retry_timeout": timedelta(seconds=_patience(variables)),
+                "backoff": {
+                    "init_backoff": timedelta(seconds=0.1),
+                    "max_backoff": timedelta(seconds=3),
+                    "base": 2,
+                },
+            },
+            **options,
+        )
+    except BaseError as error:
+        raise ConfigError(
+            f"s3://{bucket} cannot be opened ({str(error).partition(chr(10))[0]}); correct the variables AWS_... of the"
+            " environment"
+        ) from None
 
 
 def _patience(variables: dict[str, str]) -> float:
@@ -214,10 +221,34 @@ def _check_endpoint(endpoint: str, variables: dict[str, str]) -> None:
         )
 
 
-def _explained(uri: str | Path, said: str) -> str:
-    """One line of what obstore says of a failed request: the fact, the likely cause, the remedy."""
+def _without_names(said: str, uri: str | Path) -> str:
+    """The first line of what obstore says, without the names that the user chose."""
+    bucket, key = split_uri(uri)
+    line = said.partition("\n")[0]
+    for name in sorted({bucket, *key.split("/")} - {""}, key=len, reverse=True):
+        line = line.replace(name, "")
+    return line
+
+
+def _explained(uri: str | Path, said: str) -> StoreUnreachableError:
+    """What a failed request means."""
+    message = _answered(uri, said)
+    if message:
+        return StoreUnreachableError(message)
+    return StoreSilentError(
+        f"{uri} cannot be reached: no S3 server answers at {_endpoint()}; it is down, or the network or"
+        " AWS_ENDPOINT_URL is wrong; when it is back, run the same command again"
+    )
+
+
+def _endpoint() -> str:
+    return next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "AWS")
+
+
+def _answered(uri: str | Path, said: str) -> str:
+    """What a server said of a failed request, in one line: fact, likely cause, remedy; "" where nobody answered."""
     bucket, _ = split_uri(uri)
-    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "AWS")
+    endpoint = _endpoint()
     code = next(iter(re.findall(r"<Code>(\w+)</Code>", said)), "")
     status = next(iter(re.findall(r"status code: (\d{3})", said)), "")
     if code == "NoSuchBucket":
@@ -225,7 +256,7 @@ def _explained(uri: str | Path, said: str) -> str:
     if code in _CODES:
         return f"{uri} cannot be used: {_CODES[code]}"
     if (
-        re.search(r"169\.254\.\d+\.\d+|latest/(?:api/token|meta-data)|[Cc]redential", said.partition("\n")[0])
+        re.search(r"169\.254\.\d+\.\d+|latest/(?:api/token|meta-data)|[Cc]redential", _without_names(said, uri))
         and not code
     ):
         return f"{uri} cannot be used: no credentials are found, and this machine has no role; {_CREDENTIALS}"
@@ -236,7 +267,4 @@ def _explained(uri: str | Path, said: str) -> str:
         )
     if status:
         return f"{uri}: the server at {endpoint} fails ({' '.join(filter(None, (status, code)))}); try again later"
-    return (
-        f"{uri} cannot be reached: no S3 server answers at {endpoint}; it is down, or the network or AWS_ENDPOINT_URL"
-        " is wrong; when it is back, run the same command again"
-    )
+    return ""

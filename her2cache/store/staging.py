@@ -15,7 +15,7 @@ from her2cache.store.cache import Cache
 from her2cache.store.objects import stream, translated
 
 _SHARE_AHEAD = 0.9
-"""Of the cache's limit; what is staged ahead beyond that would only push out what was staged before."""
+"""Of the room that the cache has; what is staged ahead beyond that would only push out what was staged before."""
 
 
 def map_staged(uri: str, rows: int, columns: int, dtype: DTypeLike, *, verify: bool) -> NDArray[np.generic]:
@@ -65,13 +65,12 @@ def stage_ahead(wanted: Iterable[tuple[str, int]]) -> None:
         CorruptFeaturesError, StoreUnreachableError, StoreError: see `map_staged`.
     """
     cache = Cache.of_node()
-    room = None if cache.limit_bytes is None else _SHARE_AHEAD * cache.limit_bytes
+    room = _SHARE_AHEAD * cache.room()
     chosen: list[tuple[str, int]] = []
     for uri, size in wanted:
-        if room is not None:
-            room -= size + chunks.CRC_BYTES
-            if room < 0:
-                break
+        room -= size + chunks.CRC_BYTES
+        if room < 0:
+            break
         chosen.append((uri, size))
 
     def stage(one: tuple[str, int]) -> None:

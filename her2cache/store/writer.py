@@ -66,8 +66,6 @@ class SlideWriter:
         self._records = records
         self._shape = shape
         self.attempt = uuid4().hex
-        self._place = records.place(attempt_path(shape.slide_id, shape.space_key, self.attempt))
-        self._folder = self._place.folder
         n_planned = len(shape.coords)
         self._order = row_order(shape.slide_id, shape.coords)  # (n_planned,)
         self._rank = np.empty_like(self._order)
@@ -76,12 +74,14 @@ class SlideWriter:
         self._failed = np.zeros(n_planned, np.bool_)
         self._committed = self._doubtful = False
         self._views = []
+        self._place = records.place(attempt_path(shape.slide_id, shape.space_key, self.attempt))
+        self._folder = self._place.folder
         try:
             self._views = [
                 chunks.reserve(self._folder / features_chunk(view), n_planned, shape.dim, shape.dtype)
                 for view in range(shape.views)
             ]
-        except StoreError:
+        except BaseException:
             self.discard()
             raise
 

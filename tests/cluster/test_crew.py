@@ -17,6 +17,7 @@ from cluster.job import Task
 from cluster.limits import available_cpus
 from her2cache.cohort import Slide
 from her2cache.errors import EmbedderError
+from tests.processes import eventually
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -32,6 +33,9 @@ class Idle:
 
     def discard(self) -> None:
         pass
+
+    def work(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 def idle(where: Any = "DEFAULT") -> Any:
@@ -94,7 +98,18 @@ def test_those_that_died_are_replaced(made: Any) -> None:
     team.look(50, now=True)
     start(team)
     assert len(team.ready()) == available_cpus()
+    assert team.made == {"device": "none"}
     assert all(crew.answers(each) for each in (lane.writer, *(s.actor for s in team.stations)))
+
+
+def test_a_busy_actor_is_not_taken_for_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_ANSWER_S", 0.3)
+    actor = idle()
+    ray.get(actor.ready.remote())
+    actor.work.remote(3.0)
+    assert crew.answers(actor)
+    ray.kill(actor)
+    assert eventually(lambda: not crew.answers(actor))
 
 
 def test_embedders_that_never_start_end_the_job(made: Any) -> None:

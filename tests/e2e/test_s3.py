@@ -14,13 +14,16 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import obstore
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from cluster.cli.main import main
-from her2cache.cohort import write_cohort
+from her2cache.cohort import Slide, write_cohort
+from her2cache.remote import slide_path
 from her2cache.store.audit import collect_garbage, verify
+from her2cache.store.objects import open_bucket
 from her2cache.store.reader import FeatureStore
 from tests.commands import command
 from tests.planted import planted_slides, planted_space
@@ -218,6 +221,32 @@ def test_embed_resume_verify_and_mend(
     assert {item["status"] for item in run.job("store", "repair", uri)["items"]} == {"done"}
     run("store", "verify", uri)
     assert {r.slide_id: r.digest for r in opened.committed(key)} == expected
+    run.require_untold([tmp, tmp_path], [uri])
+
+
+def test_slides_in_a_bucket_give_what_they_give_from_a_disk(
+    slides: list[Path], expected: dict[str, str], run: Commands, tmp: Path, tmp_path: Path
+) -> None:
+    bucket, uri = "s3://e2e-tests", "s3://e2e-tests/of slides"
+    for path in slides[:3]:
+        obstore.put(open_bucket(bucket), f"the slides/{path.name}", path.read_bytes())
+    named = [slide_path(f"{bucket}/the slides/{path.name}") for path in slides[:2]]
+    cohort = [Slide(path.stem, path.stem, path, "HE", her2_score=1) for path in (*named, slides[3])]
+    write_cohort(cohort, tmp_path / "cohort.csv")
+    run("cohort", "check", tmp_path / "cohort.csv")
+    embed = ("--store", uri, "--embedder", "alexnet-random")
+    done = run.job("embed", tmp_path / "cohort.csv", *embed)
+    assert {item["id"]: item["status"] for item in done["items"]} == dict.fromkeys(("s0", "s1", "s3"), "done")
+    run.job("embed", f"{bucket}/the slides/s2.tif", *embed)
+    assert digests(uri) == {slide_id: expected[slide_id] for slide_id in ("s0", "s1", "s2", "s3")}
+    assert {item["status"] for item in run("embed", tmp_path / "cohort.csv", *embed)["items"]} == {"skipped"}
+    run("tissue", f"{bucket}/the slides/s2.tif", "--out", tmp_path / "tissue.png")
+    assert (tmp_path / "tissue.png").stat().st_size > 1000
+    assert "read from a disk" in run("tissue", f"{bucket}/cohort.csv", code=2)["error"]
+
+    obstore.put(open_bucket(bucket), "the slides/s0.tif", slides[4].read_bytes())  # another content
+    changed = run("embed", tmp_path / "cohort.csv", *embed, code=1)["items"]
+    assert [item["id"] for item in changed if "bytes changed" in item["reason"]] == ["s0"]
     run.require_untold([tmp, tmp_path], [uri])
 
 

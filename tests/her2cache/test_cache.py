@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2cache.errors import StoreError
+from her2cache.store import cache as cache_module
 from her2cache.store.cache import Cache
 
 MEGABYTE = 1_000_000
@@ -87,6 +88,16 @@ def test_what_is_held_stays_and_others_wait_for_room(tmp_path: Path) -> None:
     assert take(cache, "a")  # b took its room
 
 
+def test_it_does_not_wait_for_ever_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "_PATIENCE_S", 0.5)
+    cache = Cache(tmp_path, MEGABYTE)
+    with (
+        cache.hold("a", MEGABYTE, lambda path: path.write_bytes(content("a"))),
+        pytest.raises(StoreError, match=r"no room for 0\.001 GB.*in use by open slides.*raise HER2CACHE_CACHE_GB"),
+    ):
+        take(cache, "b")
+
+
 def test_one_of_many_threads_stages_it(tmp_path: Path) -> None:
     cache, begun = Cache(tmp_path), threading.Barrier(8)
 
@@ -101,6 +112,7 @@ def test_one_of_many_threads_stages_it(tmp_path: Path) -> None:
 STAGE = """
 import sys, time
 from pathlib import Path
+from her2cache.store import cache as cache_module
 from her2cache.store.cache import Cache
 
 def fill(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ import obstore
 import pytest
 
 from her2cache.cohort import Slide, check_cohort, read_cohort, write_cohort
-from her2cache.errors import CohortError, SlideOpenError
+from her2cache.errors import CohortError, SlideOpenError, StoreSilentError
 from her2cache.identity import file_changed, file_identity
 from her2cache.ingest import PatchBlock, ReadOptions, SlideSurvey, read_slide
 from her2cache.remote import RemotePath, slide_path
 from her2cache.slide import open_slide
+from her2cache.store import copies as copies_module
 from her2cache.store.objects import open_bucket
 from her2cache.tiling import PatchSpec
 from her2cache.tissue import preset
@@ -100,7 +102,7 @@ def test_a_slide_larger_than_a_range(bucket: str, tmp_path: Path) -> None:
     content = slide_bytes(tmp_path, 3, 300) + np.random.default_rng(0).bytes(70_000_000)
     remote = upload(bucket, "large.tiff", content)
     with remote.local() as copy:
-        assert copy.read_bytes() == content
+        assert copy.path.read_bytes() == content
 
 
 STAGE = "import sys; from her2cache.remote import RemotePath; RemotePath(sys.argv[1]).identity()"
@@ -114,8 +116,8 @@ def test_a_damaged_copy_is_staged_again(bucket: str, tmp_path: Path, node: Path)
     damaged = bytearray(content)
     damaged[len(damaged) // 2] ^= 1
     copy.write_bytes(damaged)
-    with remote.local() as path:
-        assert path.read_bytes() == content
+    with remote.local() as copy:
+        assert copy.path.read_bytes() == content
 
 
 def test_a_slide_stays_while_it_is_open(
@@ -132,6 +134,46 @@ def test_a_slide_stays_while_it_is_open(
         assert len(copies(node)) == 2
     with open_slide(remotes[1]):  # gone, and now the first may leave
         assert not held.exists()
+
+
+def test_what_was_read_is_what_is_recorded(bucket: str, tmp_path: Path) -> None:
+    contents = [slide_bytes(tmp_path, seed) for seed in (10, 11)]
+    remote = upload(bucket, "d.svs", contents[0])
+    with open_slide(remote) as slide:
+        upload(bucket, "d.svs", contents[1])
+        assert slide.identity is not None
+        assert slide.identity["sha256"] == hashlib.sha256(contents[0]).hexdigest()
+    items = read_slide(Slide("s", "c", remote, "HE"), READING)
+    survey = next(items)
+    upload(bucket, "d.svs", contents[0])  # after it was opened
+    list(items)
+    assert isinstance(survey, SlideSurvey)
+    assert survey.provenance["sha256"] == hashlib.sha256(contents[1]).hexdigest()
+
+
+def test_an_ndpi_keeps_its_suffix(bucket: str, data: Path) -> None:
+    """By it tifffile knows that offsets have 64 bits."""
+    local = data / "slides" / "synthetic_cmu1.ndpi"
+    remote = upload(bucket, "n.ndpi", local.read_bytes())
+    with remote.local() as copy:
+        assert copy.path.suffix == ".ndpi"
+    with open_slide(local) as expected, open_slide(remote) as found:
+        assert found.level_sizes == expected.level_sizes
+        assert np.array_equal(found.thumbnail(200)[0], expected.thumbnail(200)[0])
+
+
+def test_a_server_that_is_silent_is_waited_for_once(
+    bucket: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("HER2CACHE_STORE_PATIENCE", "1")
+    monkeypatch.setattr(copies_module, "_silent", {})
+    remote = RemotePath(f"{bucket}/s.svs")
+    with pytest.raises(StoreSilentError, match="no S3 server answers"):
+        open_slide(remote)
+    with pytest.raises(StoreSilentError, match="did not answer just now"):
+        open_slide(remote)
+    assert not file_changed(remote, {"bytes": 1})
 
 
 class TestRefused:
@@ -159,7 +201,8 @@ class TestRefused:
         assert remote.is_file()
         assert file_changed(remote, before)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-somebody-else")
-        assert not remote.is_file()
+        with pytest.raises(SlideOpenError):
+            remote.is_file()
         assert not file_changed(remote, before)
 
     def test_bucket(self) -> None:

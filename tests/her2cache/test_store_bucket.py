@@ -337,6 +337,19 @@ class TestRequests:
         assert 4 < proxy.most_at_once <= 8
         assert [found[slide][0].shape for slide in found] == [(20, DIM)] * 16
 
+    def test_what_left_the_cache_leaves_the_disk(
+        self, store: FeatureStore, key: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for k in range(8):
+            filled(store, f"s{k}", key, 1000, seed=k).commit({})  # 16 kB each
+        monkeypatch.setenv("HER2CACHE_CACHE_GB", "0.00005")
+        maps = store.maps(key)
+        sums = [float(maps[f"s{k}"][0].astype(np.float32).sum()) for k in range(8) for _ in range(2)]
+        assert sums[::2] == sums[1::2]
+        assert len(set(sums)) == 8
+        held = Path("/proc/self/maps").read_text()
+        assert sum(line.endswith("(deleted)") and "/cache/files/" in line for line in held.splitlines()) == 0
+
     @pytest.mark.slow
     def test_two_processes_of_a_node_stage_a_slide_once(self, store: FeatureStore, proxy: Proxy) -> None:
         key = store.add_space(space(views=2))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from her2cache.deepzoom import read_square, read_tile
-from her2cache.remote import SlidePath
+from her2cache.remote import RemotePath, SlidePath
 from her2cache.slide import SlideReader, open_slide
 from her2cache.units import RgbImage
 
@@ -131,6 +131,9 @@ class _Readers:
         return None
 
     def _give_back(self, slide: str, reader: SlideReader) -> None:
+        if isinstance(reader.path, RemotePath):  # an open one holds its place in the node's cache
+            _close(reader)
+            return
         with self._lock:
             self._idle.append((slide, reader))
             surplus = self._idle.popleft()[1] if len(self._idle) > _IDLE_READERS else None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cluster import pipeline
-from cluster.job import Progress
+from cluster.job import STOPPED, Progress
 from her2cache.backbones.alexnet import Trunk
 from her2cache.cohort import Slide
 from her2cache.store.reader import FeatureStore
@@ -163,6 +163,10 @@ class TestBadSlides:
         report = embed(slides, trunks, store, address="ray://nowhere:1")
         assert statuses(report) == {"small": "failed", "middle": "skipped", "gone": "skipped"}
         assert "small.json is not a readable record" in report.outcomes[0].reason
+        new = as_slide(Path("/nowhere/new.svs"))
+        report = embed([*slides, new], trunks, store, address="ray://nowhere:1", on_error="fail")
+        assert statuses(report) == {"small": "failed", "middle": "skipped", "gone": "skipped", "new": "skipped"}
+        assert report.outcomes[-1].reason == STOPPED
 
     @pytest.mark.slow
     def test_stopping_at_the_first(self, slides: list[Slide], long_slide: Slide, trunk: Trunk, store: FeatureStore):
@@ -175,9 +179,7 @@ class TestBadSlides:
             "middle": "skipped",
             "full": "skipped",
         }
-        assert {o.reason for o in report.outcomes if o.status == "skipped"} == {
-            "not tried, or not to the end: the job stopped at the first failure"
-        }
+        assert {o.reason for o in report.outcomes if o.status == "skipped"} == {STOPPED}
         assert store.slides(key_of(trunk)) == []
         assert attempts_of(store) == 0  # what was begun is removed
 

@@ -20,10 +20,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from cluster import notices
 from cluster.cli.main import main
 from cluster.cli.status import render
 from cluster.job import EmbedOptions
+from cluster.telemetry import notices
 from cluster.telemetry.logs import LOG_FILE
 from cluster.telemetry.notices import Found, Notice, read_notices
 from cluster.telemetry.tally import SweepTally
