@@ -66,7 +66,7 @@ class SlideWriter:
         self._records = records
         self._shape = shape
         self.attempt = uuid4().hex
-        n_planned = len(shape.coords)
+        path, n_planned = attempt_path(shape.slide_id, shape.space_key, self.attempt), len(shape.coords)
         self._order = row_order(shape.slide_id, shape.coords)  # (n_planned,)
         self._rank = np.empty_like(self._order)
         self._rank[self._order] = np.arange(n_planned)
@@ -74,7 +74,7 @@ class SlideWriter:
         self._failed = np.zeros(n_planned, np.bool_)
         self._committed = self._doubtful = False
         self._views = []
-        self._place = records.place(attempt_path(shape.slide_id, shape.space_key, self.attempt))
+        self._place = records.place(path)
         self._folder = self._place.folder
         try:
             self._views = [

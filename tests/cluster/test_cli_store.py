@@ -137,6 +137,7 @@ def test_a_table_instead_of_the_store_gets_the_right_call(folder: Path, name: st
     assert f"her2cache store repair STORE --cohort {name}" in printed("store", "repair", name, code=2)
 
 
+@pytest.mark.slow
 def test_a_slide_that_changed_is_noticed_and_replaced_on_request(folder: Path) -> None:
     before = records(folder)
     write_slide(folder / "s2.tif", texture(960, 480, seed=9))

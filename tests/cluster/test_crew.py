@@ -136,6 +136,7 @@ def test_a_node_that_is_gone_loses_its_idle_lanes(made: Any, monkeypatch: pytest
     assert not team.has(lost)
 
 
+@pytest.mark.slow
 def test_a_hungry_embedder_gets_another_reader_where_cores_are_free(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (here,) = crew.nodes()
     monkeypatch.setattr(crew, "nodes", lambda: [replace(here, cpus=8.0)])

@@ -85,6 +85,7 @@ class TestWriter:
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_slide_of_several_regions_shows_the_same_section(tmp_path: Path) -> None:
     """And its truth map too; the second column and row of regions are a few pixels wide and mostly glass."""
     width = 1700

@@ -72,6 +72,7 @@ def costs(study: Study) -> dict[str, Cost]:
     return {name: Cost(rate, 2e6, DIM, 0.5, 96) for name, rate in rates.items()}
 
 
+@pytest.mark.slow
 def test_it_ranks_by_the_headline_and_marks_what_cannot_be_told_apart(
     sweep: tuple[Study, Path], tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("local_ray", "time_limit")
 
 
 class TestBytes:
+    @pytest.mark.slow
     def test_real_slides_equal_the_sequential_path(self, data: Path, store: FeatureStore, tmp_path: Path) -> None:
         """Meanwhile nothing grows: blocks in the driver's books, bytes in Ray's object store, processes."""
         weights = data / "weights/alexnet_features_imagenet.pth"
