@@ -40,7 +40,7 @@ from trainers.config import read_experiment
 from trainers.lockstep import Lockstep
 from trainers.study import open_study
 
-SLIDES, WIDTH_PX, VIEWS = 8, 2304, 2
+SLIDES, WIDTH_PX, VIEWS = 8, 1536, 2
 ROUNDS = 5
 THREADS = 2
 READING = ReadOptions(PatchSpec(), preset("HE"))
@@ -88,7 +88,6 @@ def embed(cohort: Path, uri: str) -> None:
 
 def train(experiment: Path, out: Path) -> None:
     """The first fit of an experiment, as a trial of a sweep runs it."""
-
     study = open_study(read_experiment(experiment))
     plans = study.plans(1)[:1]
     fits = Lockstep(plans, study.experiment.data.store, out)
