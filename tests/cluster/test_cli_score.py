@@ -226,6 +226,7 @@ def test_the_pace_of_a_bar(done: int, left: int, seconds: float, text: str) -> N
     assert pace(done, left, seconds, "patches") == text.replace("/", " patches/")
 
 
+@pytest.mark.slow
 def test_report(sweep: Path) -> None:
     shown = _run(report, sweep)
     assert shown.exit_code == 0, shown.output

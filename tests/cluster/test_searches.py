@@ -91,6 +91,7 @@ def stamps(out: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (out / "ledger").iterdir()}
 
 
+@pytest.mark.slow
 def test_random_trains_every_draw_in_stacks(project: Path, tmp_path: Path) -> None:
     runs = train(project, "random", tmp_path, stack=3)
     drawn = draw_configurations(

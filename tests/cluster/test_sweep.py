@@ -265,6 +265,7 @@ def test_another_experiment_does_not_mix_in(done: SweepReport, project: Path, tm
         run_sweep(file, copy / "store", SweepOptions(resume=True))
 
 
+@pytest.mark.slow
 def test_the_test_set_is_not_read_before_selection(done: SweepReport, project: Path, tmp_path: Path) -> None:
     """With the features of every test slide gone, all training and selection still happens."""
     copy = copy_of(project, tmp_path)
@@ -283,6 +284,7 @@ def test_the_test_set_is_not_read_before_selection(done: SweepReport, project: P
     assert tables(copy / "sweep") == tables(project / "sweep")
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_is_told_and_the_others_go_on(done: SweepReport, project: Path, tmp_path: Path) -> None:
     copy = copy_of(project, tmp_path)
     shutil.rmtree(copy / "sweep")

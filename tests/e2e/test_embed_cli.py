@@ -125,6 +125,7 @@ def test_a_real_slide_in_plain_words(data: Path, tmp_path: Path) -> None:
     assert features.shape[1] == 1024
 
 
+@pytest.mark.slow
 def test_ray_client_is_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
     arguments = ("embed", folder / "good 1.tif", "--store", tmp_path / "s", "--embedder", "alexnet-random")
     run = command(*arguments, "--address", "ray://head:10001")

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("local_ray", "time_limit")
 class TestDeath:
     """Processes are killed by id, at work on the slide."""
 
+    @pytest.mark.slow
     def test_a_reader_an_embedder_and_a_writer_killed_in_mid_slide(
         self,
         long_slide: Slide,

@@ -186,6 +186,7 @@ class TestShown:
             assert "--log-file" in CliRunner().invoke(main, [*verb, "--help"]).output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_job_is_on_the_board_while_it_runs_and_says_what_it_did(tmp_path: Path) -> None:
     from cluster.embed_job import embed_slides
