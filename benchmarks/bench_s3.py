@@ -40,7 +40,7 @@ from trainers.config import read_experiment
 from trainers.lockstep import Lockstep
 from trainers.study import open_study
 
-SLIDES, WIDTH_PX, VIEWS = 8, 1536, 2
+SLIDES, WIDTH_PX, VIEWS = 12, 1024, 2
 ROUNDS = 5
 THREADS = 2
 READING = ReadOptions(PatchSpec(), preset("HE"))
@@ -55,7 +55,7 @@ embedders = ["alexnet-random"]
 folds = 2
 test_slides = 4
 [bags]
-size = 50
+size = 20
 per_epoch = 640
 validation = 200
 test = 200
