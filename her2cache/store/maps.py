@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from her2cache.store import chunks
 from her2cache.store.objects import is_remote
 from her2cache.store.schema import CommitRecord, attempt_path, features_chunk
-from her2cache.store.staging import map_staged, stage_ahead
+from her2cache.store.staging import StagedMaps, stage_ahead
 
 _KERNEL_MAPS = 16_384
 """A quarter of the maps that Linux grants a process (vm.max_map_count, 65,530 by default)."""
@@ -36,7 +36,7 @@ def open_map(path: str, rows: int, columns: int, dtype: str, *, verify: bool) ->
     """
     verify = verify and path not in _checked
     if is_remote(path):
-        mapped = map_staged(path, rows, columns, dtype, verify=verify)
+        mapped = _staged_maps.map(path, rows, columns, dtype, verify=verify)
     else:
         mapped = chunks.map_chunk(Path(path), rows, columns, dtype, verify=verify)
     if verify:
@@ -49,6 +49,8 @@ def most_kept() -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _KERNEL_MAPS if files == resource.RLIM_INFINITY else min(max(1, files // 2), _KERNEL_MAPS)
 
+
+_staged_maps = StagedMaps(most_kept())
 
 _kept_map = lru_cache(maxsize=most_kept())(open_map)
 """`open_map` for all `SlideMaps` of the process: those used last stay open."""
@@ -84,8 +86,7 @@ class SlideViews(Sequence[NDArray[np.floating[Any]]]):
             return [self[view] for view in range(self.views)[index]]
         chunk = features_chunk(range(self.views)[index])  # raises where there is no such view
         path = f"{self.folder}/{chunk}"
-        # a map of a file that left the node's cache would keep its room on the disk
-        opened = open_map if is_remote(path) else _kept_map
+        opened = open_map if is_remote(path) else _kept_map  # what is staged is kept open by `_staged_maps`
         return opened(path, self.n_patches, self.dim, self.dtype, verify=self.verify)  # pyright: ignore[reportReturnType]
 
 

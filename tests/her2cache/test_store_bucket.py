@@ -23,8 +23,9 @@ import zarr
 from zarr.storage import ObjectStore
 
 from her2cache.errors import CorruptFeaturesError, IncompleteSlideError, StoreError, StoreUnreachableError
-from her2cache.store import maps
+from her2cache.store import maps, staging
 from her2cache.store.audit import collect_garbage, retire, verify
+from her2cache.store.cache import Cache
 from her2cache.store.objects import open_bucket, split_uri
 from her2cache.store.reader import FeatureStore
 from her2cache.store.schema import FailureRecord, attempt_path, commit_path, row_order
@@ -289,8 +290,9 @@ class TestDamage:
         chunk = chunk_of(store, "s", key)
 
         def staged() -> int:
-            """Reads as another process would, which compares checksums anew; how often the object was fetched."""
+            """Reads as another process would, with no map open and nothing compared; how often the object was fetched."""
             monkeypatch.setattr(maps, "_checked", set[str]())
+            monkeypatch.setattr(maps, "_staged_maps", staging.StagedMaps(8))
             found = store.features("s", key)
             np.testing.assert_array_equal(found, drawn(20)[0, expected_order("s", planned(20))])
             return proxy.count("GET", chunk)
@@ -337,12 +339,24 @@ class TestRequests:
         assert 4 < proxy.most_at_once <= 8
         assert [found[slide][0].shape for slide in found] == [(20, DIM)] * 16
 
+    def test_a_map_stays_open_while_its_file_is_in_the_cache(self, store: FeatureStore, key: str) -> None:
+        filled(store, "s", key).commit({})
+        views = store.maps(key)["s"]
+        first = views[0]
+        assert views[0] is first
+        for file in (Cache.of_node().folder / "files").iterdir():
+            file.unlink()
+        again = views[0]
+        assert again is not first
+        assert np.array_equal(again, first)
+
     def test_what_left_the_cache_leaves_the_disk(
         self, store: FeatureStore, key: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for k in range(8):
             filled(store, f"s{k}", key, 1000, seed=k).commit({})  # 16 kB each
         monkeypatch.setenv("HER2CACHE_CACHE_GB", "0.00005")
+        monkeypatch.setattr(staging, "_LOOK_S", 0.0)
         maps = store.maps(key)
         sums = [float(maps[f"s{k}"][0].astype(np.float32).sum()) for k in range(8) for _ in range(2)]
         assert sums[::2] == sums[1::2]
