@@ -61,3 +61,48 @@ def planted_space(
         writer.write(0, planted_features(slide.her2_score or 0, i, signal=signal), np.ones(PATCHES, np.bool_))
         writer.commit({})
     return space.key
+
+
+def planted_experiment(
+    *,
+    store: str = "store",
+    per_epoch: int,
+    fixed: tuple[int, int],
+    units: int,
+    epochs: int,
+    learning_rate: str,
+    weight_decay: str = "[1e-4]",
+    search: str = "",
+) -> str:
+    """An experiment file of a planted cohort whose embedders are called good and poor: 2 folds, 4 test slides.
+
+    Args:
+        store: its URI, relative to the file's folder.
+        per_epoch: bags of a training epoch.
+        fixed: validation bags, test bags.
+        units: width of the attention layer.
+        epochs: of a run.
+        learning_rate, weight_decay: lists, as TOML has them.
+        search: lines of the section [search]; the grid without any.
+    """
+    return f"""\
+[data]
+cohort = "cohort.csv"
+store = "{store}"
+embedders = ["good", "poor"]
+[splits]
+folds = 2
+test_slides = 4
+[bags]
+size = 20
+per_epoch = {per_epoch}
+validation = {fixed[0]}
+test = {fixed[1]}
+[model]
+attention_units = {units}
+[training]
+epochs = {epochs}
+batch_bags = 16
+learning_rate = {learning_rate}
+weight_decay = {weight_decay}
+""" + (f"[search]\n{search}" if search else "")

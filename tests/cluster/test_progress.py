@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from io import StringIO
 
 import pytest
@@ -11,22 +10,9 @@ from rich.console import Console
 from cluster.cli.bars import span
 from cluster.cli.live import LiveTable, render
 from cluster.progress import SweepProgress
+from tests.clock import Clock
 from tests.plans import DIMS, plan_of, steps_of
 from trainers.stack import Configuration
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(time, "monotonic", made)
-    return made
 
 
 def test_fits_and_epochs_are_counted_by_embedder() -> None:

@@ -18,37 +18,12 @@ from cluster.searches import asked_for, name_search
 from cluster.sweep import SweepOptions, run_sweep
 from her2cache.errors import ConfigError
 from tests.plans import plan_of
-from tests.planted import planted_store
+from tests.planted import planted_experiment, planted_store
 from trainers.candidates import draw_configurations
 from trainers.config import SearchSection, TrainingSection, read_experiment
 from trainers.ledger import Run, read_run
 from trainers.stack import Configuration
 from trainers.study import open_study
-
-EXPERIMENT = """\
-[data]
-cohort = "cohort.csv"
-store = "store"
-embedders = ["good", "poor"]
-[splits]
-folds = 2
-test_slides = 4
-[bags]
-size = 20
-per_epoch = 96
-validation = 60
-test = 60
-[model]
-attention_units = 8
-[training]
-epochs = {epochs}
-batch_bags = 16
-learning_rate = [1e-1, 1e-6]
-weight_decay = [1e-4]
-[search]
-method = "{method}"
-samples = {samples}
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +37,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searches")
     planted_store(folder, {"good": 6.0, "poor": 0.0})
     for method, samples, epochs in (("random", 3, 2), ("asha", 6, 9), ("optuna", 4, 2)):
-        text = EXPERIMENT.format(method=method, samples=samples, epochs=epochs)
+        search = f'method = "{method}"\nsamples = {samples}\n'
+        rates = "[1e-1, 1e-6]"
+        text = planted_experiment(
+            per_epoch=96, fixed=(60, 60), units=8, epochs=epochs, learning_rate=rates, search=search
+        )
         (folder / f"{method}.toml").write_text(text)
     return folder
 

@@ -21,32 +21,12 @@ from cluster.sweep import SweepOptions, SweepReport, run_sweep
 from her2cache.errors import Her2CacheError, SweepError
 from her2cache.store.reader import FeatureStore
 from tests.cluster.test_events import scalars
-from tests.planted import planted_store
+from tests.planted import planted_experiment, planted_store
 from trainers.config import read_experiment
 from trainers.model import TrainedModel
 from trainers.study import open_study
 
-EXPERIMENT = """\
-[data]
-cohort = "cohort.csv"
-store = "store"
-embedders = ["good", "poor"]
-[splits]
-folds = 2
-test_slides = 4
-[bags]
-size = 20
-per_epoch = 192
-validation = 60
-test = 60
-[model]
-attention_units = 16
-[training]
-epochs = 3
-batch_bags = 16
-learning_rate = [1e-2, 1e-5]
-weight_decay = [1e-4]
-"""
+EXPERIMENT = planted_experiment(per_epoch=192, fixed=(60, 60), units=16, epochs=3, learning_rate="[1e-2, 1e-5]")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -26,7 +26,7 @@ from her2cache.store.audit import collect_garbage, verify
 from her2cache.store.objects import open_bucket
 from her2cache.store.reader import FeatureStore
 from tests.commands import command
-from tests.planted import planted_slides, planted_space
+from tests.planted import planted_experiment, planted_slides, planted_space
 from tests.processes import eventually, kill, marked, title
 from tests.s3 import SECRET_KEY, Asked, Proxy, S3Server, weed
 from tests.slides import texture, write_slide
@@ -40,27 +40,10 @@ MARK = "HER2CACHE_TEST_S3"
 
 ACTORS = ("ray::Reader", "ray::Embed", "ray::Writer")
 
-EXPERIMENT = """\
-[data]
-cohort = "cohort.csv"
-store = "{store}"
-embedders = ["good", "poor"]
-[splits]
-folds = 2
-test_slides = 4
-[bags]
-size = 20
-per_epoch = 320
-validation = 100
-test = 100
-[model]
-attention_units = 32
-[training]
-epochs = 2
-batch_bags = 16
-learning_rate = [1e-2]
-weight_decay = [1e-3]
-"""
+
+def experiment(store: str) -> str:
+    rates = {"learning_rate": "[1e-2]", "weight_decay": "[1e-3]"}
+    return planted_experiment(store=store, per_epoch=320, fixed=(100, 100), units=32, epochs=2, **rates)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +239,7 @@ def test_a_sweep_finds_what_it_finds_on_a_local_store(run: Commands, tmp: Path, 
     for name, store in (("local", str(tmp_path / "store")), ("s3", "s3://e2e-tests/planted")):
         for signal, embedder in ((6.0, "good"), (0.0, "poor")):
             planted_space(FeatureStore.create(store), planted, embedder, embedder[0] * 64, signal=signal)
-        (tmp_path / f"{name}.toml").write_text(EXPERIMENT.format(store=store))
+        (tmp_path / f"{name}.toml").write_text(experiment(store))
         run.job("sweep", tmp_path / f"{name}.toml", "--out", tmp_path / name)
     assert tables(tmp_path / "s3") == tables(tmp_path / "local")
     run.require_untold([tmp, tmp_path], ["s3://e2e-tests/planted"])
@@ -268,7 +251,7 @@ def test_what_cannot_be_reached_is_told_in_a_line(
     uri = "s3://e2e-tests/errors"
     FeatureStore.create(uri)
     write_cohort(planted_slides(tmp_path), tmp_path / "cohort.csv")
-    (tmp_path / "s3.toml").write_text(EXPERIMENT.format(store=uri))
+    (tmp_path / "s3.toml").write_text(experiment(uri))
     embed = ("embed", *slides, "--store", uri, "--embedder", "alexnet-random")
     for changes, reason in (
         ({"AWS_SECRET_ACCESS_KEY": WRONG}, "does not fit the access key"),

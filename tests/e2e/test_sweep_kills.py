@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.planted import planted_store
+from tests.planted import planted_experiment, planted_store
 from tests.processes import descendants, eventually, kill, marked, title
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
@@ -28,31 +28,18 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "
 TRIALS = ("ray::ResourceTrainable", "ray::_Trial")
 """As Ray calls a process with a trial, at work and between two."""
 
-EXPERIMENT = """\
-[data]
-cohort = "cohort.csv"
-store = "store"
-embedders = ["good", "poor"]
-[splits]
-folds = 2
-test_slides = 4
-[bags]
-size = 20
-per_epoch = 1600
-validation = 400
-test = 200
-[model]
-attention_units = 64
-[training]
-epochs = {epochs}
-batch_bags = 16
-learning_rate = [1e-2, 1e-4]
-weight_decay = [1e-3, 1e-5]
-[search]
-method = "{method}"
-samples = 4
-at_once = 2
-"""
+
+def experiment(method: str) -> str:
+    return planted_experiment(
+        per_epoch=1600,
+        fixed=(400, 200),
+        units=64,
+        epochs=20,
+        learning_rate="[1e-2, 1e-4]",
+        weight_decay="[1e-3, 1e-5]",
+        search=f'method = "{method}"\nsamples = 4\nat_once = 2\n',
+    )
+
 
 # epoch checkpoints every half second, that fits this short go on from them
 COMMAND = "import cluster.trials as t; t.SAVE_EVERY = 0.5; from cluster.cli.main import main; main()"
@@ -131,7 +118,7 @@ def strike(job: subprocess.Popen[bytes], out: Path, victim: str, rng: random.Ran
 
 def rounds(n: int, project: Path, folder: Path, method: str) -> dict[str, int]:
     """Each round: a new sweep struck once, what was in its ledger, the same command again, and the tables."""
-    (project / f"{method}.toml").write_text(EXPERIMENT.format(epochs=20, method=method))
+    (project / f"{method}.toml").write_text(experiment(method))
     whole = finish(project, folder / "whole", method)
     expected, runs = tables(folder / "whole"), len(ledger(folder / "whole"))
     assert runs == 2 * 2 * 4

@@ -290,7 +290,7 @@ class TestDamage:
         chunk = chunk_of(store, "s", key)
 
         def staged() -> int:
-            """Reads as another process would, with no map open and nothing compared; how often the object was fetched."""
+            """Reads as another process would, without open maps; how often the object was fetched."""
             monkeypatch.setattr(maps, "_checked", set[str]())
             monkeypatch.setattr(maps, "_staged_maps", staging.StagedMaps(8))
             found = store.features("s", key)

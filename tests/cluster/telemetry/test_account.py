@@ -19,22 +19,9 @@ from cluster.telemetry.board import Job
 from cluster.telemetry.logs import EventLog
 from cluster.telemetry.stages import STAGES, Meter, Spent, Stage
 from her2cache.errors import SlideOpenError
+from tests.clock import Clock
 
 ZERO = dict.fromkeys(STAGES, 0)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(time, "monotonic", made)
-    return made
 
 
 @pytest.fixture
