@@ -140,7 +140,7 @@ class Crew:
         self._nodes = nodes()
         self._alone = len(self._nodes) == 1
         self._more: dict[str, int] = {}  # node -> lanes beyond those that its embedders need
-        self._looked = self._waited = time.monotonic()
+        self._looked = time.monotonic()
         self._hungry = 0.0
         self._died_starting = 0
 
